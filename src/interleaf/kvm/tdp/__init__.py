@@ -1,0 +1,1 @@
+"""The TDP MMU: SPTEs, iterator, roots, map, zap, split, age, dirty."""

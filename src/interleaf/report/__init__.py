@@ -1,0 +1,1 @@
+"""A finding told to a person: terminal, HTML, Perfetto, JSON."""

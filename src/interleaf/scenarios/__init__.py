@@ -1,0 +1,1 @@
+"""The library of scenarios: a VM, and a few tasks that race."""
