@@ -1,0 +1,241 @@
+"""The shared state of one execution: a value for every cell, what changed, and what was touched.
+
+Operations read and write through `load` and `store`, which keep three things up to date: the *journal*
+(cell, old value), by which an earlier state is restored; the *hash* of the whole memory; and the *footprint*
+of the current step, as bit sets of cells. Two steps are independent when neither writes what the other
+touches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from .cells import Cell, Domain, World
+from .findings import Violation, ViolationRaised
+from .values import Value
+
+if TYPE_CHECKING:
+    from .objects import Field, Object
+
+NEVER, ALIVE, FREED = 0, 1, 2
+"""Values of an object's life cell."""
+
+
+class _Block:
+    """Type of `BLOCK`."""
+
+    def __repr__(self) -> str:
+        return "BLOCK"
+
+
+BLOCK = _Block()
+"""What an operation returns when it cannot happen in this state; it must not have written anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The locks that one task holds, in the order of taking, and the same as bit sets of lock cells."""
+
+    locks: tuple[tuple[Cell, bool], ...] = ()
+    """(lock's cell, held exclusively?)"""
+    exclusive: int = 0
+    any: int = 0
+
+
+NOTHING_HELD = Held()
+
+
+class Observer(Protocol):
+    """Told of every access while an execution runs; used for race detection and for stories."""
+
+    def access(self, task: int, cell: Cell, write: bool, plain: bool) -> None: ...
+
+    def order(self, task: int, token: Value, acquire: bool, release: bool) -> None: ...
+
+    def life(self, task: int, owner: Object, state: int) -> None: ...
+
+
+class Memory:
+    """Values of all cells of `world` in one execution.
+
+    `task` is the index of the task whose operation is running. `solo` is true while no other task exists that
+    has not finished: then nothing can conflict, and accesses say nothing about lock discipline.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.values: list[Value] = [cell.default for cell in world.cells]
+        self.zobrist = 0
+        self.journal: list[tuple[int, Value]] = []
+        self.held: list[Held] = []
+        self.task = 0
+        self.solo = True
+        self.reads = 0
+        self.writes = 0
+        self.plains = 0
+        self.relying: Domain | None = None
+        """The domain on whose protection the running operation relies, if it is no scheduling point."""
+        self.broken: Domain | None = None
+        """A domain whose discipline an access has just broken."""
+        self.spawned: list[tuple[Value, Value, tuple[Value, ...]]] = []
+        """Tasks started by the running step: (task, function, arguments)."""
+        self.warnings: list[Violation] = []
+        """Non-fatal violations of the running step."""
+        self.observer: Observer | None = None
+        world.memories.append(self)
+
+    def detach(self) -> None:
+        """Stop following the world; this memory is not used any more."""
+        self.world.memories.remove(self)
+
+    # What operations call
+
+    def load(self, owner: Object, field: Field[Value], plain: bool = False) -> Value:
+        """Read a field of `owner` as part of the running operation."""
+        return self.load_cell(field.cell(owner), plain)
+
+    def store(self, owner: Object, field: Field[Value], value: Value, plain: bool = False) -> None:
+        """Write a field of `owner` as part of the running operation."""
+        self.store_cell(field.cell(owner), value, plain)
+
+    def load_cell(self, cell: Cell, plain: bool = False) -> Value:
+        self.reads |= cell.bit
+        self._touch(cell, False, plain)
+        return self.values[cell.index]
+
+    def store_cell(self, cell: Cell, value: Value, plain: bool = False) -> None:
+        self.writes |= cell.bit
+        self._touch(cell, True, plain)
+        self.set(cell, value)
+
+    def commute_cell(self, cell: Cell, value: Value) -> None:
+        """Write in a way that commutes with every other such write, and so counts as a read.
+
+        For the read side of a lock: two readers may come and go in any order. Whoever *looks* at the cell
+        must use `store` (of the same value), so that it conflicts with these writes.
+        """
+        self.reads |= cell.bit
+        self._touch(cell, False, False)
+        self.set(cell, value)
+
+    def set(self, cell: Cell, value: Value) -> None:
+        """Change a value, with journal and hash, leaving no footprint."""
+        old = self.values[cell.index]
+        if old is value or (old == value and type(old) is type(value)):
+            return
+        self.journal.append((cell.index, old))
+        self.zobrist ^= cell.zobrist[old] ^ cell.zobrist[value]
+        self.values[cell.index] = value
+
+    def order(self, token: Value, acquire: bool = False, release: bool = False) -> None:
+        """State a happens-before edge: what was released into `token` is acquired from it."""
+        if self.observer is not None:
+            self.observer.order(self.task, token, acquire, release)
+
+    def hold(self, cell: Cell, exclusive: bool) -> None:
+        """The running task now holds the lock whose state is `cell`."""
+        held = self.held[self.task]
+        self.journal.append((~self.task, held))
+        self.held[self.task] = Held(
+            (*held.locks, (cell, exclusive)),
+            held.exclusive | cell.bit if exclusive else held.exclusive,
+            held.any | cell.bit,
+        )
+        self.order(cell, acquire=True)
+
+    def drop(self, cell: Cell) -> None:
+        """The running task gives back its latest hold on the lock whose state is `cell`."""
+        held = self.held[self.task]
+        self.journal.append((~self.task, held))
+        locks = list(held.locks)
+        for position in range(len(locks) - 1, -1, -1):
+            if locks[position][0] is cell:
+                del locks[position]
+                break
+        exclusive = any_mode = 0
+        for lock, is_exclusive in locks:
+            any_mode |= lock.bit
+            if is_exclusive:
+                exclusive |= lock.bit
+        self.held[self.task] = Held(tuple(locks), exclusive, any_mode)
+        self.order(cell, release=True)
+
+    def violate(self, violation: Violation) -> None:
+        """Report a violation: fatal ones end the execution here."""
+        if violation.fatal:
+            raise ViolationRaised(violation)
+        self.warnings.append(violation)
+
+    def exercise(self, name: str) -> None:
+        """Count a chance of property `name` to fail."""
+        self.world.exercised[name] = self.world.exercised.get(name, 0) + 1
+
+    # What drives an execution calls
+
+    def begin_step(self, task: int) -> None:
+        self.task = task
+        self.reads = self.writes = self.plains = 0
+
+    def rollback(self, mark: int, zobrist: int) -> None:
+        """Restore the state at which the journal had `mark` entries and the hash was `zobrist`."""
+        journal, values = self.journal, self.values
+        while len(journal) > mark:
+            index, old = journal.pop()
+            if index >= 0:
+                values[index] = old
+            else:
+                self.held[~index] = old
+        self.zobrist = zobrist
+
+    def peek(self, cell: Cell) -> Value:
+        """Look at a value without any record: for reports and final checks only."""
+        return self.values[cell.index]
+
+    def learn(self, cell: Cell, write: bool) -> None:
+        """Add one access to what is known of the locks that protect `cell`."""
+        held = self.held[self.task]
+        cell.accessors |= 1 << self.task
+        if write:
+            cell.written = True
+            cell.lockset &= held.exclusive
+        else:
+            cell.lockset &= held.any
+        domain = cell.domain
+        if domain.protected and not cell.disciplined:
+            domain.protected = False
+            self.broken = domain
+        elif not domain.protected and self.relying is not None and self.relying.protected:
+            self.relying.protected = False
+            self.broken = self.relying
+
+    def _touch(self, cell: Cell, write: bool, plain: bool) -> None:
+        owner = cell.owner
+        if plain:
+            self.plains |= cell.bit
+        life = owner.life
+        if life is not None:
+            self.reads |= life.bit
+            if plain:
+                self.plains |= life.bit
+            if self.values[life.index] != ALIVE:
+                self.use_after_free(cell, write)
+        if not self.solo:
+            self.learn(cell, write)
+        if self.observer is not None:
+            self.observer.access(self.task, cell, write, plain)
+
+    def use_after_free(self, cell: Cell, write: bool) -> None:
+        """An access to a field of an object that is freed (or was never allocated): fatal."""
+        life = cell.owner.life
+        assert life is not None
+        state = "freed" if self.values[life.index] == FREED else "unallocated"
+        verb = "write to" if write else "read of"
+        raise ViolationRaised(
+            Violation(
+                "use-after-free",
+                f"{verb} {cell.label}: {cell.owner.root} is {state}",
+                True,
+                str(cell.owner.root),
+            )
+        )
