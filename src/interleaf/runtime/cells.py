@@ -109,6 +109,7 @@ class World:
         self.rng = random.Random(seed)
         self.cells: list[Cell] = []
         self.objects: dict[tuple[Any, ...], Object] = {}
+        self.serials: dict[tuple[type, int], Object] = {}
         self.domains: dict[str, Domain] = {}
         self.tasks: list[Any] = []
         """Every task that any execution has created, by index (`Task`, a handle)."""

@@ -29,6 +29,9 @@ from .values import Value, canonical
 if TYPE_CHECKING:
     from typing import Self
 
+SERIAL_BITS = 10
+"""A task makes at most 2**SERIAL_BITS objects of a class."""
+
 T = TypeVar("T")
 O = TypeVar("O", bound="Object")  # noqa: E741 - the letter for "object"
 
@@ -47,6 +50,8 @@ class Object:
     """The outermost object that this one is embedded in (itself if in none)."""
     life: Cell | None
     """The life cell of the outermost object, None where that is never freed."""
+    serial: int
+    """A number of its own among the objects of its class, the same in every execution (for made-up addresses)."""
     domain_name: str
     """Class and embedding path: the prefix of the names of this object's lock-discipline domains."""
 
@@ -103,6 +108,14 @@ def singleton(world: World, cls: type[O]) -> O:
     """The one object of `cls` in every execution, there from the start (the kernel's global variables)."""
     constants = {name: const.default for name, const in cls.constants.items()}
     return intern_object(world, cls, cls.__name__, None, cls.__name__, constants)
+
+
+def by_serial(world: World, cls: type[O], serial: int) -> O:
+    """The object of `cls` whose `serial` this is; only for classes without constants."""
+    found = world.serials.get((cls, serial))
+    if found is None:
+        raise ModelError(f"no {cls.__name__} without constants has the serial {serial:#x}.")
+    return found  # type: ignore[return-value]
 
 
 class Const(Generic[T]):
@@ -344,6 +357,10 @@ class New(Op):
         kind = self.cls.__name__
         name = kind if task.name == "setup" else f"{task.name}:{kind}"
         obj = intern_object(world, self.cls, f"{name}{count}", None, kind, constants)
+        if "serial" not in obj.__dict__:
+            obj.__dict__["serial"] = (task.index << SERIAL_BITS) | count
+            if not constants:
+                world.serials[self.cls, obj.serial] = obj
         if obj.life is not None:
             memory.set(obj.life, ALIVE)
         for field, value in initial:

@@ -17,7 +17,7 @@ from .carrier import CHOICE, Op, function_key, perform, running
 from .cells import Cell
 from .findings import ModelError, Violation
 from .memory import BLOCK, Memory
-from .objects import Array, Const, Field, Marked, O, Object, Read, Write, intern_object, show, singleton
+from .objects import Array, Const, Field, Marked, O, Object, Read, Write, by_serial, intern_object, show, singleton
 from .values import Value, canonical
 
 P = ParamSpec("P")
@@ -214,6 +214,11 @@ def current_task() -> Task:
 def the(cls: type[O]) -> O:
     """The one object of `cls`, for what is a global variable in the kernel. It is never freed."""
     return singleton(running().world, cls)
+
+
+def object_of(cls: type[O], serial: int) -> O:
+    """The object of `cls` whose `serial` this is: from a made-up address back to the object. No operation."""
+    return by_serial(running().world, cls, serial)
 
 
 def check(name: str, condition: bool, message: str, subject: Object | None = None) -> None:
