@@ -1,0 +1,232 @@
+"""KVM's structures: what a VM, a vCPU, a memslot, a shadow page and a page fault consist of.
+
+Names are the kernel's (include/linux/kvm_host.h, arch/x86/include/asm/kvm_host.h,
+arch/x86/kvm/mmu/mmu_internal.h); where a field has moved over the years, the name is that of v6.12. Each
+field's comment says which lock protects it. gfns and pfns are numbers of 4 KiB pages.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from interleaf.hw.cpu import Cpu
+from interleaf.hw.page_table import PG_LEVEL_4K, ROOT_LEVEL, PageTable
+from interleaf.linux.list import list_head
+from interleaf.linux.mutex import mutex
+from interleaf.linux.refcount import refcount_t
+from interleaf.linux.rwlock import rwlock_t
+from interleaf.linux.spinlock import spinlock_t
+from interleaf.linux.srcu import srcu_struct
+from interleaf.linux.workqueue import workqueue_struct
+from interleaf.mm.mm import Mm
+from interleaf.runtime import Const, Embedded, Marked, Object, Plain
+
+if TYPE_CHECKING:
+    from .design import Design
+
+ACC_EXEC_MASK = 1
+ACC_WRITE_MASK = 2
+ACC_USER_MASK = 4
+ACC_ALL = ACC_EXEC_MASK | ACC_WRITE_MASK | ACC_USER_MASK
+
+KVM_MEM_READONLY = 1 << 1
+KVM_MEMSLOT_INVALID = 1 << 16
+"""The slot is being deleted or moved: faults that find it must retry."""
+
+KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS = 1 << 63
+"""Flag in the memslot generation between the swap of the slots and the end of the SRCU grace period."""
+
+
+class RetPf(enum.IntEnum):
+    """What a page-fault handler tells its caller (RET_PF_*, in v6.12's order)."""
+
+    CONTINUE = 0
+    RETRY = 1
+    EMULATE = 2
+    WRITE_PROTECTED = 3
+    INVALID = 4
+    FIXED = 5
+    SPURIOUS = 6
+
+
+class KvmRequest(enum.IntEnum):
+    """Bit numbers of `KvmVcpu.requests` (KVM_REQ_*)."""
+
+    MMU_RELOAD = 0
+    """Put all roots and load a new one before the guest runs again (up to v5.17)."""
+    MMU_FREE_OBSOLETE_ROOTS = 1
+    """Put the roots that are obsolete (v5.18 on)."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvmMmuPageRole:
+    """`union kvm_mmu_page_role`: what distinguishes shadow pages; `word` is its layout as a u32."""
+
+    level: int = ROOT_LEVEL
+    direct: bool = True
+    access: int = ACC_ALL
+    invalid: bool = False
+    efer_nx: bool = True
+    ad_disabled: bool = False
+    guest_mode: bool = False
+    smm: int = 0
+
+    @property
+    def word(self) -> int:
+        """The role as the number that the kernel compares roots by; `invalid` is bit 11 of it."""
+        return (
+            self.level
+            | self.direct << 7
+            | self.access << 8
+            | self.invalid << 11
+            | self.efer_nx << 12
+            | self.ad_disabled << 16
+            | self.guest_mode << 17
+            | self.smm << 24
+        )
+
+    @property
+    def as_id(self) -> int:
+        """The address space (and so the set of memslots) that a page of this role belongs to."""
+        return self.smm
+
+    def child(self) -> KvmMmuPageRole:
+        """The role of a table one level below (tdp_mmu_alloc_sp)."""
+        return replace(self, level=self.level - 1)
+
+    def invalidated(self) -> KvmMmuPageRole:
+        """The same role with the invalid bit set."""
+        return replace(self, invalid=True)
+
+
+class KvmMmuPage(PageTable):
+    """`struct kvm_mmu_page` together with the page of SPTEs that it describes (`spt`).
+
+    Whoever allocates one fills the entries that lead to a gfn of `Kvm.gfns` with the design's non-present
+    value; all other entries are never looked at.
+    """
+
+    gfn = Plain(0)
+    """First gfn that the table covers; constant once the page is linked."""
+    role: Plain[KvmMmuPageRole] = Plain(KvmMmuPageRole())
+    """`role.invalid` is written under mmu_lock; the rest is constant once the page is linked."""
+    tdp_mmu_page = Plain(True)
+    tdp_mmu_root_count = Embedded(refcount_t)
+    """References to a root; meaningless in other pages."""
+    link = Embedded(list_head)
+    """In `Kvm.tdp_mmu_roots` (roots) or `Kvm.tdp_mmu_pages`; changed under tdp_mmu_pages_lock."""
+    parent: Plain[tuple[KvmMmuPage, int] | None] = Plain(None)
+    """Where the SPTE that points to this page is (`sp->ptep`): table and index. None for a root."""
+    tdp_mmu_scheduled_root_to_zap = Plain(False)
+    """v6.6 on: zap_invalidated_roots must zap this root. Protected by mmu_lock and slots_lock."""
+
+
+class KvmMemorySlot(Object):
+    """`struct kvm_memory_slot`. Constant while published; freed after the SRCU grace period."""
+
+    freeable = True
+    id = Plain(0)
+    as_id = Plain(0)
+    base_gfn = Plain(0)
+    npages = Plain(0)
+    userspace_addr = Plain(0)
+    """Host virtual address of the first page, in pages (an hva divided by 4 KiB)."""
+    flags = Plain(0)
+
+
+class KvmMemslots(Object):
+    """`struct kvm_memslots`: one consistent set of slots, replaced as a whole. Freed after the grace period."""
+
+    freeable = True
+    generation = Plain(0)
+    slots: Plain[tuple[KvmMemorySlot, ...]] = Plain(())
+    """Ordered by base gfn."""
+
+
+class KvmGfnRange(NamedTuple):
+    """`struct kvm_gfn_range`: gfns start <= gfn < end of one slot."""
+
+    slot: KvmMemorySlot
+    start: int
+    end: int
+    may_block: bool
+
+
+class Kvm(Object):
+    """`struct kvm` with its `kvm_arch`: one virtual machine."""
+
+    freeable = True
+    design: Const[Design] = cast("Const[Design]", Const(object))
+    """How this kernel's TDP MMU is built."""
+    mm = Const(Mm)
+    """The address space that guest memory comes from; KVM holds a reference on it (mmgrab), not on its users."""
+    gfns: Const[tuple[int, ...]] = cast("Const[tuple[int, ...]]", Const(tuple, ()))
+    """All gfns that the scenario can ever map, ascending. Walks visit, at each level, only the entries that
+    lead to one of them, because all others are never written; mapping another gfn is a ModelError."""
+
+    users_count = Embedded(refcount_t)
+    """References to the VM (`kvm->users_count`); the last one destroys it."""
+    vcpus: Plain[tuple[KvmVcpu, ...]] = Plain(())
+
+    mmu_lock = Embedded(rwlock_t)
+    slots_lock = Embedded(mutex)
+    slots_arch_lock = Embedded(mutex)
+    srcu = Embedded(srcu_struct)
+    memslots: Marked[KvmMemslots | None] = Marked(None)
+    """RCU pointer: read under `srcu`, replaced under slots_lock and slots_arch_lock."""
+
+    mn_invalidate_lock = Embedded(spinlock_t)
+    mn_active_invalidate_count = Plain(0)
+    """Notifiers between range_start and range_end; under mn_invalidate_lock."""
+    mmu_invalidate_seq = Plain(0)
+    """Written under mmu_lock held for write; a fault takes its snapshot without the lock."""
+    mmu_invalidate_in_progress = Plain(0)
+    """Under mmu_lock, as the two below."""
+    mmu_invalidate_range_start = Plain(0)
+    mmu_invalidate_range_end = Plain(0)
+
+    mmu_valid_gen = Plain(0)
+    """Toggles between 0 and 1 with each fast zap; written under slots_lock and mmu_lock."""
+    tdp_mmu_roots = Embedded(list_head)
+    """Roots by `link`; read under mmu_lock or RCU, changed under tdp_mmu_pages_lock."""
+    tdp_mmu_pages = Embedded(list_head)
+    """Linked non-root pages by `link`; under tdp_mmu_pages_lock."""
+    tdp_mmu_pages_lock = Embedded(spinlock_t)
+    """Nests inside mmu_lock."""
+    tdp_mmu_zap_wq: Plain[workqueue_struct | None] = Plain(None)
+    """v5.18 to v6.5: the queue of roots to zap."""
+
+
+class KvmVcpu(Object):
+    """`struct kvm_vcpu` with its `kvm_mmu`: one virtual processor."""
+
+    kvm = Const(Kvm)
+    index = Const(int)
+    cpu = Const(Cpu)
+    """The processor that runs it."""
+    requests = Marked(0)
+    """Bit set of `KvmRequest` numbers."""
+    root_role: Plain[KvmMmuPageRole] = Plain(KvmMmuPageRole())
+    """The role of the root that this vCPU needs (`mmu->root_role`)."""
+    root: Plain[KvmMmuPage | None] = Plain(None)
+    """The loaded root (`mmu->root.hpa`), to which the vCPU holds a reference; None is INVALID_PAGE. Used by
+    the vCPU's own task only."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvmPageFault:
+    """`struct kvm_page_fault`: a fault and what its handling has found out so far."""
+
+    gfn: int
+    write: bool = False
+    exec: bool = False
+    mmu_seq: int = 0
+    """`mmu_invalidate_seq` when handling began."""
+    slot: KvmMemorySlot | None = None
+    pfn: int | None = None
+    map_writable: bool = True
+    """The host allows the page to be written."""
+    max_level: int = PG_LEVEL_4K
+    goal_level: int = PG_LEVEL_4K
