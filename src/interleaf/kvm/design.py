@@ -1,0 +1,137 @@
+"""A design: one way in which the TDP MMU is (or was, or might be) built, as a value.
+
+A `Design` holds the functions that differ between kernels, under the kernel's names, and the *rules* that it
+follows: named differences so small that they are a line or two inside a function, each of which can be dropped
+(or added) by itself to see what breaks. The code of `kvm/` knows only the design of the VM at hand
+(`kvm.design`), never a version number. The values live in `interleaf.designs`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from interleaf.runtime import ModelError
+
+if TYPE_CHECKING:
+    from .kvm_host import GfnRange, Kvm, KvmMmuPage, KvmVcpu
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One thing that a design does, and that it could leave out."""
+
+    name: str
+    text: str
+    """What is done, and why, in one sentence."""
+    commit: str
+    """The kernel commit (or mail) that introduced it."""
+
+
+RULES: dict[str, Rule] = {}
+"""Every rule that any imported module declares, by name."""
+
+
+def rule(name: str, text: str, commit: str) -> Rule:
+    """Declare a rule, beside the code that follows it. A name can be declared once only."""
+    if name in RULES:
+        raise ModelError(f"the rule {name!r} is declared twice: {RULES[name].text!r} and {text!r}.")
+    declared = RULES[name] = Rule(name, text, commit)
+    return declared
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """One way in which the TDP MMU is built. All functions have the kernel's names and calling context."""
+
+    name: str
+    summary: str
+    """What is special about it, in one sentence."""
+    commits: tuple[str, ...]
+    """The kernel commits (or mails) that made it what it is, compared with its older neighbour."""
+    rules: frozenset[str]
+    """Names of the rules that it follows."""
+
+    shadow_nonpresent_value: int
+    """SPTE value of an entry that maps nothing: 0, from 6.10 on bit 63 (suppress #VE)."""
+    removed_spte: int
+    """SPTE value of a frozen entry: 0x5a0, from 6.10 on with bit 63."""
+
+    kvm_tdp_mmu_get_vcpu_root_hpa: Callable[[KvmVcpu], KvmMmuPage]
+    """Find or make the root for the vCPU's role, and take a reference on it.
+
+    mmu_lock is held in the mode in which the design allocates roots: for read if it follows
+    "roots-under-read-lock", otherwise for write.
+    """
+    kvm_tdp_mmu_get_root: Callable[[Kvm, KvmMmuPage], bool]
+    """Take a reference on a root that somebody keeps alive; False if it must not be used. mmu_lock held."""
+    kvm_tdp_mmu_put_root: Callable[[Kvm, KvmMmuPage, bool], None]
+    """Give a reference back; `shared`: mmu_lock is held for read, else for write."""
+    tdp_mmu_next_root: Callable[[Kvm, KvmMmuPage | None, bool, bool], KvmMmuPage | None]
+    """(kvm, prev, shared, only_valid): the root after `prev` with a reference; puts `prev`. mmu_lock held."""
+    kvm_tdp_mmu_invalidate_all_roots: Callable[[Kvm, Any], None]
+    """Make all roots unusable; the second argument is the caller's list of invalidated roots, where there is one."""
+    kvm_tdp_mmu_zap_invalidated_roots: Callable[[Kvm, Any], None]
+    """Zap what `kvm_tdp_mmu_invalidate_all_roots` invalidated and give its references back. No mmu_lock held."""
+    kvm_mmu_zap_all_fast: Callable[[Kvm], None]
+    """Invalidate all roots, make all vCPUs take new ones, zap the old ones. slots_lock held, no mmu_lock."""
+    kvm_tdp_mmu_unmap_gfn_range: Callable[[Kvm, GfnRange, bool], bool]
+    """The unmap notifier: zap the range in all roots; returns whether a flush is needed. mmu_lock held for write."""
+    kvm_tdp_mmu_zap_leafs: Callable[[Kvm, int, int, bool], bool]
+    """Zap [start, end) for good (kvm_zap_gfn_range); returns whether a flush is needed. mmu_lock held for write."""
+    kvm_tdp_mmu_zap_all: Callable[[Kvm], None]
+    """Zap everything: the mm goes away. No lock held."""
+    tdp_mmu_zap_root: Callable[[Kvm, KvmMmuPage, bool], None]
+    """(kvm, root, shared): zap all SPTEs of a root that is going away, yielding. mmu_lock held."""
+    tdp_mmu_zap_spte_atomic: Callable[..., Any]
+    """Zap one SPTE of a root that vCPUs may be using, with its TLB flush. mmu_lock held for read."""
+
+    def obeys(self, asked: Rule) -> bool:
+        """Does this design follow the rule?"""
+        return asked.name in self.rules
+
+    def without(self, name: str) -> Self:
+        """This design with one of its rules dropped."""
+        return self._change(name, self.rules - {name}, "without", self.rules, "does not follow the rule")
+
+    def adding(self, name: str) -> Self:
+        """This design with one more of the known rules."""
+        others = frozenset(RULES) - self.rules
+        return self._change(name, self.rules | {name}, "with", others, "already follows the rule")
+
+    def derive(
+        self,
+        name: str,
+        summary: str,
+        commits: tuple[str, ...],
+        *,
+        obeys: Iterable[Rule] = (),
+        drops: Iterable[Rule] = (),
+        **differences: Any,
+    ) -> Self:
+        """A neighbour of this design: rules gained and lost, and the functions and values that differ.
+
+        Raises ModelError for a rule gained that is there already, or lost that is not, and for an unknown field.
+        """
+        gained = {gain.name for gain in obeys}
+        lost = {loss.name for loss in drops}
+        if wrong := sorted((gained & self.rules) | (lost - self.rules)):
+            raise ModelError(
+                f"{name} differs from {self.name} in {', '.join(wrong)}, but {self.name} has it so already."
+            )
+        known = [field.name for field in dataclasses.fields(self)]
+        if unknown := sorted(set(differences) - set(known)):
+            raise ModelError(f"{name}: a design has no {', '.join(unknown)}; it has {', '.join(known)}.")
+        rules = (self.rules | gained) - lost
+        return dataclasses.replace(self, name=name, summary=summary, commits=commits, rules=rules, **differences)
+
+    def _change(self, name: str, rules: frozenset[str], how: str, possible: frozenset[str], why_not: str) -> Self:
+        if name not in possible:
+            if name in RULES:
+                raise ModelError(f"{self.name} {why_not} {name!r}. Possible: {', '.join(sorted(possible))}.")
+            close = difflib.get_close_matches(name, possible, 3) or sorted(possible)
+            raise ModelError(f"there is no rule {name!r}. Did you mean {', '.join(close)}?")
+        return dataclasses.replace(self, name=f"{self.name} {how} {name}", rules=rules)
