@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .values import Value
 
 if TYPE_CHECKING:
-    from .memory import Memory
+    from .memory import Held, Memory
     from .objects import Object
 
 ALL_LOCKS = -1
@@ -48,11 +48,13 @@ class Domain:
     access breaks it (Stoller & Cohen, FMSD 2006).
     """
 
-    __slots__ = ("name", "protected")
+    __slots__ = ("name", "observed", "protected")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.protected = True
+        self.observed = False
+        """For locks: somebody looks at the state without taking the lock, so that an unlock is visible."""
 
 
 class Cell:
@@ -116,6 +118,8 @@ class World:
         self.frames: dict[Any, int] = {}
         """Numbers of call-frame states: equal frames, equal numbers."""
         self.memories: list[Memory] = []
+        self.holds: dict[tuple[tuple[Cell, bool], ...], Held] = {}
+        """Sets of held locks, each once, so that they can be compared by identity."""
         self.gathered: dict[Value, Any] = {}
         """What is learned over all executions (lock order, rules exercised), by key."""
         self.exercised: dict[str, int] = {}

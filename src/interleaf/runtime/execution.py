@@ -117,6 +117,7 @@ class Execution:
             raise ModelError(f"task {task} cannot run: it has ended or was never started.")
         memory = self.memory
         memory.begin_step(index)
+        memory.order(task, acquire=True)
         memory.solo = len(self.pending) == 1
         step = Step(task)
         outcomes = iter(choices)

@@ -135,31 +135,27 @@ class Memory:
 
     def hold(self, cell: Cell, exclusive: bool) -> None:
         """The running task now holds the lock whose state is `cell`."""
-        held = self.held[self.task]
-        self.journal.append((~self.task, held))
-        self.held[self.task] = Held(
-            (*held.locks, (cell, exclusive)),
-            held.exclusive | cell.bit if exclusive else held.exclusive,
-            held.any | cell.bit,
-        )
+        self._now_holds((*self.held[self.task].locks, (cell, exclusive)))
         self.order(cell, acquire=True)
 
     def drop(self, cell: Cell) -> None:
         """The running task gives back its latest hold on the lock whose state is `cell`."""
-        held = self.held[self.task]
-        self.journal.append((~self.task, held))
-        locks = list(held.locks)
+        locks = list(self.held[self.task].locks)
         for position in range(len(locks) - 1, -1, -1):
             if locks[position][0] is cell:
                 del locks[position]
                 break
-        exclusive = any_mode = 0
-        for lock, is_exclusive in locks:
-            any_mode |= lock.bit
-            if is_exclusive:
-                exclusive |= lock.bit
-        self.held[self.task] = Held(tuple(locks), exclusive, any_mode)
+        self._now_holds(tuple(locks))
         self.order(cell, release=True)
+
+    def observe(self, cell: Cell) -> None:
+        """The running operation depends on whether the lock whose state is `cell` is free, without waiting.
+
+        From now on giving that lock back is visible to others, so it is a scheduling point.
+        """
+        if not cell.domain.observed:
+            cell.domain.observed = True
+            self.broken = cell.domain
 
     def violate(self, violation: Violation) -> None:
         """Report a violation: fatal ones end the execution here."""
@@ -208,6 +204,18 @@ class Memory:
         elif not domain.protected and self.relying is not None and self.relying.protected:
             self.relying.protected = False
             self.broken = self.relying
+
+    def _now_holds(self, locks: tuple[tuple[Cell, bool], ...]) -> None:
+        held = self.world.holds.get(locks)
+        if held is None:
+            exclusive = any_mode = 0
+            for lock, is_exclusive in locks:
+                any_mode |= lock.bit
+                if is_exclusive:
+                    exclusive |= lock.bit
+            held = self.world.holds[locks] = Held(locks, exclusive, any_mode)
+        self.journal.append((~self.task, self.held[self.task]))
+        self.held[self.task] = held
 
     def _touch(self, cell: Cell, write: bool, plain: bool) -> None:
         owner = cell.owner

@@ -1,0 +1,245 @@
+"""The machine that searches drive: one memory, the automata of all tasks, and cheap return to earlier states.
+
+A step of the machine is larger than one of `runtime.Execution`: it leaves out the scheduling points that
+nobody can notice. Those are, while the lock discipline assumed for the touched field holds (see
+`runtime.cells.Domain`): accesses to a field that every task touches with a common lock held, or that only one
+task touches, or that is never written; and the giving back of a lock, which only lets others go on (Lipton's
+movers, CACM 1975). When an access breaks the discipline, `Undisciplined` is raised and the search starts again
+without that assumption, so that its last pass relies on nothing that was not checked (Stoller & Cohen, FMSD
+2006).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from interleaf.runtime.carrier import CHOICE, CUSTOM, END, READ, WRITE
+from interleaf.runtime.cells import Domain, World
+from interleaf.runtime.execution import StepLimit
+from interleaf.runtime.findings import ModelError, Violation, ViolationRaised
+from interleaf.runtime.memory import ALIVE, BLOCK, NOTHING_HELD, Memory
+from interleaf.runtime.operations import Task, intern_task
+
+from .automaton import Automata, Node
+
+CHAIN_LIMIT = 20_000
+"""Operations in one step; a task that does more without a scheduling point is taken to loop for ever."""
+
+Choices: TypeAlias = tuple[int, ...]
+
+
+class Undisciplined(Exception):
+    """An access broke the lock discipline of a domain on which the search relied."""
+
+    def __init__(self, domain: Domain) -> None:
+        super().__init__(domain.name)
+        self.domain = domain
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A state to return to."""
+
+    nodes: tuple[Node | None, ...]
+    mark: int
+    zobrist: int
+
+
+class Machine:
+    """A program at one of its states. `reduce` leaves out invisible scheduling points.
+
+    After `step`: `reads`, `writes`, `plains` are its footprint (bit sets of cells), `basic` its schedule in steps
+    of an `Execution`, `branches` the number of outcomes of each choice in it, `violations` what it violated, and
+    `dead` whether a fatal violation ended the execution.
+    """
+
+    def __init__(self, world: World, setup: Callable[[], object], *, reduce: bool = True, flat: bool = False) -> None:
+        self.world = world
+        self.reduce = reduce
+        self.automata = Automata(world, flat)
+        self.memory = Memory(world)
+        self.nodes: list[Node | None] = []
+        self.basic: list[Choices] = []
+        self.branches: list[int] = []
+        self.violations: list[Violation] = []
+        self.dead = False
+        self.operations = 0
+        self.site: tuple[str, int, str] = ("", 0, "")
+        """Where in the model the running operation was asked for; kept up while there is an observer."""
+        self._set_up(setup)
+        self.initial = self.snapshot()
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Indices of the tasks that have not ended."""
+        return [index for index, node in enumerate(self.nodes) if node is not None]
+
+    def task(self, index: int) -> Task:
+        found: Task = self.world.tasks[index]
+        return found
+
+    def key(self) -> int:
+        """The hash of the whole state."""
+        key = self.memory.zobrist
+        for node in self.nodes:
+            if node is not None:
+                key ^= node.zobrist
+        return key
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(tuple(self.nodes), len(self.memory.journal), self.memory.zobrist)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Return to an earlier state of the current path."""
+        self.memory.rollback(snapshot.mark, snapshot.zobrist)
+        self.nodes[:] = snapshot.nodes
+
+    def close(self) -> None:
+        self.automata.close()
+        self.memory.detach()
+
+    def step(self, index: int, choices: Sequence[int] = ()) -> bool:
+        """Run one step of a task; False if its operation cannot happen now (nothing has changed then).
+
+        `choices` are the outcomes of the choices on the way; beyond them every choice is 0.
+        """
+        memory = self.memory
+        memory.begin_step(index)
+        nodes = self.nodes
+        node = nodes[index]
+        if node is None:
+            raise ModelError(f"task {self.task(index)} cannot run: it has ended or was never started.")
+        memory.solo = len(nodes) - nodes.count(None) == 1
+        values = memory.values
+        observer = memory.observer
+        branches: list[int] = []
+        self.branches = branches
+        self.violations = []
+        self.dead = False
+        outcomes: Choices = ()
+        self.basic = []
+        first = True
+        for _ in range(CHAIN_LIMIT):
+            if not first and node.marked and self._stops(node):
+                break
+            kind = node.kind
+            try:
+                if observer is not None:
+                    self.site = node.op.site
+                if kind == READ and observer is None:
+                    cell = node.cell
+                    memory.reads |= node.bits
+                    memory.plains |= node.plain_bits
+                    if node.life is not None and values[node.life.index] != ALIVE:
+                        memory.use_after_free(cell, False)
+                    if not memory.solo and node.learned is not memory.held[index]:
+                        memory.learn(cell, False)
+                        node.learned = memory.held[index]
+                    result = values[cell.index]
+                elif kind == WRITE and observer is None:
+                    cell = node.cell
+                    memory.reads |= node.bits
+                    memory.writes |= cell.bit
+                    memory.plains |= node.plain_bits
+                    if node.life is not None and values[node.life.index] != ALIVE:
+                        memory.use_after_free(cell, True)
+                    if not memory.solo and node.learned is not memory.held[index]:
+                        memory.learn(cell, True)
+                        node.learned = memory.held[index]
+                    memory.set(cell, node.value)
+                    result = None
+                elif kind == CHOICE:
+                    taken = len(branches)
+                    result = choices[taken] if taken < len(choices) else 0
+                    branches.append(node.outcomes)
+                    outcomes = (*outcomes, result)
+                elif kind == END:
+                    memory.order(node.task, release=True)
+                    memory.store_cell(Task.done.cell(node.task), True)
+                    nodes[index] = None
+                    break
+                else:
+                    if not first and node.marked and not node.releases:
+                        memory.relying = node.domain
+                    result = node.op.run(memory)
+                    memory.relying = None
+            except ViolationRaised as raised:
+                memory.relying = None
+                self.violations.append(raised.violation)
+                self.dead = True
+                if node.marked and not first:
+                    self.basic.append(outcomes)
+                    outcomes = ()
+                break
+            if result is BLOCK:
+                if first:
+                    return False
+                break
+            if memory.broken is not None:
+                domain, memory.broken = memory.broken, None
+                if self.reduce:
+                    raise Undisciplined(domain)
+            if node.marked and not first:
+                self.basic.append(outcomes)
+                outcomes = ()
+            following = node.edges.get(result)
+            if following is None:
+                following = self.automata.extend(node, result)
+            nodes[index] = node = following
+            if kind == CUSTOM:
+                if memory.spawned:
+                    self._spawn()
+                if memory.warnings:
+                    self.violations.extend(memory.warnings)
+                    memory.warnings.clear()
+            first = False
+        else:
+            raise StepLimit(
+                f"task {self.task(index)} did {CHAIN_LIMIT} operations without a scheduling point; the last was "
+                f"{node.op.name} at {node.op.site[0]}:{node.op.site[1]}"
+            )
+        self.basic.append(outcomes)
+        self.operations += 1
+        return True
+
+    def replay(self, schedule: Sequence[tuple[str, Sequence[int]]]) -> None:
+        """Go from the initial state through a schedule of `Execution` steps; the machine must not reduce."""
+        index_of = {task.name: task.index for task in self.world.tasks}
+        for name, choices in schedule:
+            if not self.step(index_of[name], choices):
+                raise ModelError(f"the replay diverges: task {name} should run, but it waits.")
+
+    def _stops(self, node: Node) -> bool:
+        """Is there a scheduling point before the operation of `node`?"""
+        if not self.reduce or node.domain is None:
+            return True
+        return node.domain.observed if node.releases else not node.domain.protected
+
+    def _spawn(self) -> None:
+        memory = self.memory
+        for task, function, arguments in memory.spawned:
+            while len(self.nodes) <= task.index:
+                self.nodes.append(None)
+            while len(memory.held) <= task.index:
+                memory.held.append(NOTHING_HELD)
+            if self.nodes[task.index] is not None or memory.values[Task.done.cell(task).index]:
+                raise ModelError(f"two tasks are called {task}; give each a name of its own.")
+            self.nodes[task.index] = self.automata.start(task, function, arguments)
+        memory.spawned.clear()
+
+    def _set_up(self, setup: Callable[[], object]) -> None:
+        task = intern_task(self.world, "setup")
+        self.memory.spawned.append((task, setup, ()))
+        self._spawn()
+        while self.nodes[task.index] is not None:
+            node: Any = self.nodes[task.index]
+            if not self.step(task.index):
+                raise ModelError(
+                    f"the set-up waits for ever in {node.op.name} at {node.op.site[0]}:{node.op.site[1]}: nothing else "
+                    "is running yet. Move the waiting into a task."
+                )
+            if self.violations:
+                raise ModelError(f"the set-up itself violates {self.violations[0].rule}: {self.violations[0].message}")
+        self.memory.journal.clear()

@@ -1,0 +1,77 @@
+"""What a search found: findings, the verdict on each property, and how far the search went.
+
+Every engine fills an `Outcome`; only `verdict.py` turns one into a verdict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from interleaf.runtime.execution import Schedule
+from interleaf.runtime.findings import Violation
+
+DEADLOCK = "deadlock"
+LIVELOCK = "livelock"
+DATA_RACE = "data-race"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A violation and the schedule that leads to it, as steps of a `runtime.Execution`."""
+
+    violation: Violation
+    schedule: Schedule
+    executions: int = 0
+    """How many executions the search had made when it found this, this one included."""
+
+    @property
+    def signature(self) -> tuple[str, str]:
+        return self.violation.signature
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Limits that the user sets; None is no limit. A search that meets one is not exhaustive."""
+
+    states: int | None = None
+    executions: int | None = None
+    seconds: float | None = None
+    preemptions: int | None = None
+    steps: int = 10_000
+    """Scheduled steps in one execution."""
+
+    def given(self) -> dict[str, float]:
+        """The bounds in force, for a verdict to state."""
+        named = {"states": self.states, "executions": self.executions, "seconds": self.seconds}
+        named["preemptions"] = self.preemptions
+        return {name: limit for name, limit in named.items() if limit is not None}
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The result of one search."""
+
+    engine: str
+    found: list[Found] = field(default_factory=list)
+    states: int = 0
+    transitions: int = 0
+    executions: int = 0
+    depth: int = 0
+    seconds: float = 0.0
+    exhaustive: bool = False
+    stopped: str = ""
+    """Why it is not exhaustive, in words; empty if it is."""
+    exercised: dict[str, int] = field(default_factory=dict)
+    """How often each property had the chance to fail."""
+    restarts: int = 0
+    """Searches begun again because a lock discipline did not hold."""
+    reductions: tuple[str, ...] = ()
+    audits: int = 0
+    """Executions that were run again without automata, and merges that were compared."""
+
+    def add(self, found: Found) -> bool:
+        """Keep a violation unless one of the same signature is known; True if it is new."""
+        if any(known.signature == found.signature for known in self.found):
+            return False
+        self.found.append(found)
+        return True

@@ -1,0 +1,424 @@
+"""The proof engine: depth-first search over states.
+
+A state is the shared memory with each task's state (its call frames). Kernel code is lock-heavy: conflicting
+critical sections can be ordered in very many ways, but the orders meet again in few states. So states that
+were seen are not searched again. Three more things keep the search small:
+
+* **Sleep sets** (Godefroid, LNCS 1032): after task u has been explored from a state, it need not be run in
+  the subtrees of its siblings until something dependent on its step happens there. With merged states the
+  stored sleep set is part of what is known: a state met again with a smaller sleep set is explored for the
+  tasks that slept then and are awake now (Godefroid, Holzmann & Pirottin, FMSD 1995).
+* **Lock reduction**: see `machine.py`. When the discipline that it assumes breaks, the search starts again.
+* **Cheap return**: the memory has an undo journal, and a task's state is a node of its automaton.
+
+Why it is sound. Every state that is reachable between scheduling points is visited: a step is left out only if
+it is asleep, and then an equivalent sequence has been explored from an ancestor, or was known at an earlier
+visit of an equal state. All enabled tasks are explored at every stored state, so nothing is put off for ever
+on a cycle. States are equal when their hashes are: with n states the chance of any collision is n²/2⁶⁵.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from interleaf.runtime.cells import World
+from interleaf.runtime.execution import Schedule, StepLimit
+from interleaf.runtime.findings import Violation
+
+from .audit import Auditor
+from .livelock import alternatives, spinning
+from .machine import Choices, Machine, Snapshot, Undisciplined
+from .outcome import DEADLOCK, LIVELOCK, Bounds, Found, Outcome
+from .window import race_between
+
+Footprint: TypeAlias = tuple[int, int, int]
+"""Cells read, written, and touched by plain accesses, as bit sets."""
+
+Inspect: TypeAlias = Callable[[Machine], list[Violation]]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Which ingredients of the search are used; all of them, but for measurements and tests."""
+
+    frames: bool = True
+    sleep: bool = True
+    locks: bool = True
+    journal: bool = True
+    audit: bool = True
+
+    def names(self) -> tuple[str, ...]:
+        parts = {"call frames": self.frames, "sleep sets": self.sleep, "lock reduction": self.locks}
+        return tuple(name for name, used in parts.items() if used)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a running search is."""
+
+    states: int
+    transitions: int
+    executions: int
+    depth: int
+    found: int
+    fraction: float
+    """Estimated share of the work that is done: the weight of the finished branches on the current path."""
+
+
+def independent(one: Footprint, other: Footprint) -> bool:
+    """Does neither step write what the other touches?"""
+    return not (one[1] & (other[0] | other[1]) or other[1] & one[0])
+
+
+class _Frame:
+    """One state on the current path, and what is still to be done there."""
+
+    __slots__ = (
+        "arrived",
+        "awake",
+        "blocked",
+        "cyclic",
+        "done",
+        "key",
+        "last",
+        "running",
+        "size",
+        "sleep",
+        "snapshot",
+        "todo",
+        "union",
+    )
+
+    def __init__(self, snapshot: Snapshot, key: int, last: int, arrived: tuple[int, list[Choices]]) -> None:
+        self.snapshot = snapshot
+        self.key = key
+        self.last = last
+        """The task whose step led here."""
+        self.arrived = arrived
+        """That step, for the schedule."""
+        self.todo: list[tuple[int, Choices]] = []
+        self.size = 0
+        self.sleep: dict[int, Footprint] = {}
+        self.done: dict[int, Footprint] = {}
+        self.running = -1
+        self.union: Footprint = (0, 0, 0)
+        """The running task's footprint over the outcomes of its choices that have been explored."""
+        self.awake = False
+        """Could any task run here?"""
+        self.blocked = 0
+        self.cyclic = False
+        """Did a step lead back to a state of the current path?"""
+
+
+class StateSearch:
+    """One search of one program; `run` gives its `Outcome`.
+
+    `inspect` looks at every new state (with `Machine.memory.peek`), `final` at every state in which all tasks
+    have ended; both return what they find violated. `progress` is called a few times a second and may raise
+    to end the search.
+    """
+
+    def __init__(
+        self,
+        setup: Callable[[], object],
+        *,
+        bounds: Bounds | None = None,
+        options: Options | None = None,
+        inspect: Inspect | None = None,
+        final: Inspect | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        stop_at_first: bool = False,
+        seed: int = 1,
+    ) -> None:
+        self.options = options or Options()
+        self.bounds = bounds or Bounds()
+        self.setup = setup
+        self.inspect = inspect
+        self.final = final
+        self.progress = progress
+        self.stop_at_first = stop_at_first
+        self.world = World(seed)
+        self.outcome = Outcome("states", reductions=self.options.names())
+        self.visited: dict[int, int] = {}
+        self.stack: list[_Frame] = []
+        self.on_path: dict[int, int] = {}
+        self.machine = Machine(self.world, setup, reduce=self.options.locks, flat=not self.options.frames)
+        self.auditor = Auditor(self.world, setup, random.Random(seed)) if self.options.audit else None
+        self._races: set[tuple[object, object, int]] = set()
+        self._masks: dict[int, int] = {}
+        self._began = 0.0
+        self._ticks = 0
+
+    def run(self) -> Outcome:
+        """Search to the end, or to a bound."""
+        self._began = time.monotonic()
+        outcome = self.outcome
+        try:
+            while not self._pass():
+                outcome.restarts += 1
+            if not outcome.stopped:
+                outcome.exhaustive = True
+        except _Stop as stop:
+            outcome.stopped = str(stop)
+        except StepLimit as limit:
+            outcome.stopped = str(limit)
+        finally:
+            outcome.states = len(self.visited)
+            outcome.seconds = time.monotonic() - self._began
+            outcome.exercised = dict(self.world.exercised)
+            if self.auditor is not None:
+                outcome.audits = self.auditor.audits
+        return outcome
+
+    def close(self) -> None:
+        """Give back greenlets and memory."""
+        self.machine.close()
+
+    def schedule(self, last: bool = True) -> Schedule:
+        """The schedule of the current path; with `last`, the step that the machine has just made too."""
+        steps: list[tuple[str, Choices]] = []
+        for frame in self.stack[1:]:
+            name = self.machine.task(frame.arrived[0]).name
+            steps.extend((name, choices) for choices in frame.arrived[1])
+        if last:
+            name = self.machine.task(self.machine.memory.task).name
+            steps.extend((name, choices) for choices in self.machine.basic)
+        return tuple(steps)
+
+    def _pass(self) -> bool:
+        """Search from the initial state; False if an assumption broke and it must be done again."""
+        machine = self.machine
+        machine.restore(machine.initial)
+        self.visited.clear()
+        self.stack.clear()
+        self.on_path.clear()
+        try:
+            self._arrive({}, -1, (-1, []))
+            while self.stack:
+                self._advance()
+        except Undisciplined:
+            return False
+        return True
+
+    def _advance(self) -> None:
+        """Take the next step from the state on top of the stack, or leave that state."""
+        frame = self.stack[-1]
+        if not frame.todo:
+            self._leave(frame)
+            return
+        task, choices = frame.todo.pop()
+        if task != frame.running:
+            self._finish(frame)
+            frame.running, frame.union = task, (0, 0, 0)
+        machine = self.machine
+        self._return_to(frame)
+        if not machine.step(task, choices):
+            frame.running = -1
+            frame.blocked |= 1 << task
+            return
+        frame.awake = True
+        outcome = self.outcome
+        outcome.transitions += 1
+        self._tick()
+        memory = machine.memory
+        footprint = (memory.reads, memory.writes, memory.plains)
+        union = frame.union
+        frame.union = (union[0] | footprint[0], union[1] | footprint[1], union[2] | footprint[2])
+        if len(machine.branches) > len(choices):
+            for other_choices in alternatives(choices, machine.branches):
+                frame.todo.append((task, other_choices))
+                frame.size += 1
+        if machine.violations:
+            self._report(machine.violations, True)
+        if machine.dead:
+            outcome.executions += 1
+            return
+        sleep: dict[int, Footprint] = {}
+        if self.options.sleep:
+            reads, writes, _ = footprint
+            touched = reads | writes
+            for known in (frame.sleep, frame.done):
+                for other, theirs in known.items():
+                    if writes & (theirs[0] | theirs[1]) or theirs[1] & touched:
+                        self._race(frame, task, choices, footprint, other, theirs)
+                    elif other != task:
+                        sleep[other] = theirs
+        basic = machine.basic
+        self._arrive(sleep, task, (task, basic))
+
+    def _finish(self, frame: _Frame) -> None:
+        """All outcomes of the running task's choices are explored: it is done here."""
+        if frame.running >= 0:
+            frame.done[frame.running] = frame.union
+            frame.running = -1
+
+    def _arrive(self, sleep: dict[int, Footprint], last: int, arrived: tuple[int, list[Choices]]) -> None:
+        """The machine is in a state: push it if anything is to be explored from it."""
+        machine = self.machine
+        outcome = self.outcome
+        unfinished = machine.unfinished
+        key = machine.key()
+        mask = 0
+        for task in sleep:
+            mask |= 1 << task
+        stored = self.visited.get(key)
+        new = stored is None
+        if stored is None:
+            self._bound_states()
+            self.visited[key] = self._masks.setdefault(mask, mask)
+            explore = ~mask
+        else:
+            explore = stored & ~mask
+            if not explore:
+                outcome.executions += 1
+                position = self.on_path.get(key)
+                if position is not None:
+                    self.stack[position].cyclic = True
+                if self.auditor is not None:
+                    self.auditor.merged(key, self, outcome.executions)
+                self._bound_executions()
+                return
+            mask &= stored
+            self.visited[key] = self._masks.setdefault(mask, mask)
+            sleep = {task: footprint for task, footprint in sleep.items() if mask >> task & 1}
+        depth = len(self.stack)
+        outcome.depth = max(outcome.depth, depth)
+        if depth > self.bounds.steps:
+            raise _Stop(f"an execution is longer than {self.bounds.steps} steps")
+        frame = _Frame(machine.snapshot(), key, last, arrived)
+        frame.sleep = sleep
+        self.stack.append(frame)
+        if new:
+            self._look(unfinished)
+        if self.stop_at_first and outcome.found:
+            raise _Stop("stopped at the first violation")
+        frame.todo = [(task, ()) for task in reversed(unfinished) if explore >> task & 1 and task != last]
+        if last >= 0 and explore >> last & 1 and machine.nodes[last] is not None:
+            frame.todo.append((last, ()))
+        frame.size = len(frame.todo)
+        self.on_path.setdefault(key, depth)
+        if not unfinished:
+            outcome.executions += 1
+            if self.auditor is not None:
+                self.auditor.completed(self, outcome.executions)
+            self._bound_executions()
+
+    def _look(self, unfinished: list[int]) -> None:
+        """Check a new state."""
+        if self.inspect is not None:
+            self._report(self.inspect(self.machine), False)
+        if not unfinished and self.final is not None:
+            self._report(self.final(self.machine), False)
+
+    def _leave(self, frame: _Frame) -> None:
+        """Everything from this state is explored."""
+        self._finish(frame)
+        machine = self.machine
+        if not frame.awake and not frame.sleep and frame.snapshot.nodes.count(None) < len(frame.snapshot.nodes):
+            self._return_to(frame)
+            self.outcome.executions += 1
+            waiting = [node for node in machine.nodes if node is not None]
+            places = "; ".join(f"{node.task} waits in {node.op.name} ({node.op.site[2]})" for node in waiting)
+            self._report([Violation(DEADLOCK, places)], False)
+        elif frame.cyclic:
+            self._return_to(frame)
+            stuck = spinning(machine)
+            if stuck:
+                self._report([Violation(LIVELOCK, stuck)], False)
+        if self.on_path.get(frame.key) == len(self.stack) - 1:
+            del self.on_path[frame.key]
+        self.stack.pop()
+
+    def _return_to(self, frame: _Frame) -> None:
+        if self.options.journal:
+            self.machine.restore(frame.snapshot)
+            return
+        self.machine.restore(self.machine.initial)
+        for passed in self.stack[1:]:
+            task, basic = passed.arrived
+            self.machine.step(task, tuple(outcome for choices in basic for outcome in choices))
+
+    def _race(
+        self, frame: _Frame, task: int, choices: Choices, footprint: Footprint, other: int, theirs: Footprint
+    ) -> None:
+        """Two tasks can both take their next step here, and the steps conflict: is it a data race?"""
+        reads, writes, plains = footprint
+        conflict = (writes & (theirs[0] | theirs[1])) | (theirs[1] & reads)
+        racing = conflict & (plains | theirs[2])
+        if not racing or other == task:
+            return
+        nodes = frame.snapshot.nodes
+        for cell in self.world.cells_of(racing):
+            if cell.disciplined:
+                continue
+            question = (nodes[task], nodes[other], cell.index)
+            if question in self._races:
+                continue
+            self._races.add(question)
+            machine = self.machine
+            after = machine.snapshot()
+            kept = (machine.basic, machine.branches, machine.violations)
+            race = race_between(machine, frame.snapshot, (task, choices), other, cell)
+            if race is not None:
+                violation, steps = race
+                self._add(Found(violation, (*self.schedule(False), *steps), self.outcome.executions + 1))
+            # the machine has left the state that the search was in: make the step again
+            self._return_to(frame)
+            machine.step(task, choices)
+            assert machine.snapshot().zobrist == after.zobrist
+            machine.basic, machine.branches, machine.violations = kept
+
+    def _report(self, violations: list[Violation], last: bool) -> None:
+        for violation in violations:
+            self._add(Found(violation, self.schedule(last), self.outcome.executions + 1))
+
+    def _add(self, found: Found) -> None:
+        if self.outcome.add(found) and self.stop_at_first:
+            raise _Stop("stopped at the first violation")
+
+    def _bound_states(self) -> None:
+        if self.bounds.states is not None and len(self.visited) >= self.bounds.states:
+            raise _Stop(f"the bound of {self.bounds.states} states was reached")
+
+    def _bound_executions(self) -> None:
+        if self.bounds.executions is not None and self.outcome.executions >= self.bounds.executions:
+            raise _Stop(f"the bound of {self.bounds.executions} executions was reached")
+
+    def _tick(self) -> None:
+        self._ticks += 1
+        if self._ticks & 255:
+            return
+        if self.bounds.seconds is not None and time.monotonic() - self._began > self.bounds.seconds:
+            raise _Stop(f"the bound of {self.bounds.seconds:g} seconds was reached")
+        if self.progress is not None:
+            outcome = self.outcome
+            self.progress(
+                Progress(
+                    len(self.visited),
+                    outcome.transitions,
+                    outcome.executions,
+                    outcome.depth,
+                    len(outcome.found),
+                    self.fraction(),
+                )
+            )
+
+    def fraction(self) -> float:
+        """Share of the search tree that is finished, each branch of a state counted as equally large (Knuth 1975)."""
+        share = 1.0
+        done = 0.0
+        for frame in self.stack:
+            if frame.size == 0:
+                break
+            finished = frame.size - len(frame.todo) - 1
+            done += share * max(finished, 0) / frame.size
+            share /= frame.size
+        return min(done, 1.0)
+
+
+class _Stop(Exception):
+    """A bound ended the search; the text says which."""

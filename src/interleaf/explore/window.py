@@ -1,0 +1,57 @@
+"""Is there a data race between two steps that can both be taken in one state?
+
+Plain accesses are no scheduling points, so the search never stops between two of them. It need not: if two
+conflicting accesses are unordered in some execution, there is a reachable state in which both tasks can take
+the steps that contain them. The search knows the footprints of all steps that can be taken in each state; where
+two conflict on a plain access, the two steps are run one after the other, in both orders, under the
+happens-before detector.
+"""
+
+from __future__ import annotations
+
+from interleaf.runtime.cells import Cell
+from interleaf.runtime.execution import Schedule
+from interleaf.runtime.findings import Violation
+from interleaf.runtime.races import RaceDetector
+
+from .livelock import alternatives
+from .machine import Choices, Machine, Snapshot
+
+
+def race_between(
+    machine: Machine, snapshot: Snapshot, one: tuple[int, Choices], other: int, cell: Cell
+) -> tuple[Violation, Schedule] | None:
+    """A race on `cell` between the step `one` = (task, choices) and any step of `other` from `snapshot`.
+
+    Returns the violation with the two steps that show it. The machine is left in some later state.
+    """
+    task, choices = one
+    pending: list[Choices] = [()]
+    while pending:
+        theirs = pending.pop()
+        machine.restore(snapshot)
+        if machine.step(other, theirs):
+            pending.extend(alternatives(theirs, machine.branches))
+        for first, second in (((task, choices), (other, theirs)), ((other, theirs), (task, choices))):
+            found = _run(machine, snapshot, first, second, cell)
+            if found is not None:
+                return found
+    return None
+
+
+def _run(
+    machine: Machine, snapshot: Snapshot, first: tuple[int, Choices], second: tuple[int, Choices], cell: Cell
+) -> tuple[Violation, Schedule] | None:
+    detector = RaceDetector(lambda: machine.site, lambda index: machine.task(index).name, cell)
+    memory = machine.memory
+    steps: list[tuple[str, Choices]] = []
+    machine.restore(snapshot)
+    memory.observer = detector
+    try:
+        for task, choices in (first, second):
+            if machine.nodes[task] is None or not machine.step(task, choices):
+                break
+            steps.extend((machine.task(task).name, basic) for basic in machine.basic)
+    finally:
+        memory.observer = None
+    return (detector.races[0], tuple(steps)) if detector.races else None
