@@ -121,8 +121,15 @@ class Machine:
         outcomes: Choices = ()
         self.basic = []
         first = True
-        for _ in range(CHAIN_LIMIT):
+        seen: tuple[Node, int] | None = None
+        for count in range(CHAIN_LIMIT):
             if not first and node.marked and self._stops(node):
+                break
+            if count & 63 == 63:
+                # A loop without scheduling points that changes nothing spins: let others run (Brent's cycle finding).
+                if seen is None or count & (count + 1) == 0:
+                    seen = (node, memory.zobrist)
+            elif seen is not None and seen == (node, memory.zobrist):
                 break
             kind = node.kind
             try:

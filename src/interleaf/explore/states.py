@@ -30,9 +30,10 @@ from interleaf.runtime.execution import Schedule, StepLimit
 from interleaf.runtime.findings import Violation
 
 from .audit import Auditor
+from .bounded import deadlock
 from .livelock import alternatives, spinning
 from .machine import Choices, Machine, Snapshot, Undisciplined
-from .outcome import DEADLOCK, LIVELOCK, Bounds, Found, Outcome
+from .outcome import LIVELOCK, Bounds, Found, Outcome
 from .window import race_between
 
 Footprint: TypeAlias = tuple[int, int, int]
@@ -321,9 +322,7 @@ class StateSearch:
         if not frame.awake and not frame.sleep and frame.snapshot.nodes.count(None) < len(frame.snapshot.nodes):
             self._return_to(frame)
             self.outcome.executions += 1
-            waiting = [node for node in machine.nodes if node is not None]
-            places = "; ".join(f"{node.task} waits in {node.op.name} ({node.op.site[2]})" for node in waiting)
-            self._report([Violation(DEADLOCK, places)], False)
+            self._report([deadlock(machine)], False)
         elif frame.cyclic:
             self._return_to(frame)
             stuck = spinning(machine)

@@ -42,7 +42,7 @@ def race_between(
 def _run(
     machine: Machine, snapshot: Snapshot, first: tuple[int, Choices], second: tuple[int, Choices], cell: Cell
 ) -> tuple[Violation, Schedule] | None:
-    detector = RaceDetector(lambda: machine.site, lambda index: machine.task(index).name, cell)
+    detector = RaceDetector(lambda: machine.site, cell)
     memory = machine.memory
     steps: list[tuple[str, Choices]] = []
     machine.restore(snapshot)

@@ -34,14 +34,12 @@ class _Access:
 class RaceDetector:
     """An observer of a `Memory` that gathers `races`.
 
-    `site` tells where the running operation was asked for, `name` how a task is called. With `only`, other
-    cells are not looked at.
+    `site` tells where the running operation was asked for. With `only`, other cells are not looked at.
     """
 
-    def __init__(self, site: Callable[[], Site], name: Callable[[int], str], only: Cell | None = None) -> None:
+    def __init__(self, site: Callable[[], Site], only: Cell | None = None) -> None:
         self.races: list[Violation] = []
         self._site = site
-        self._name = name
         self._only = only
         self._clocks: dict[int, dict[int, int]] = {}
         self._tokens: dict[Value, dict[int, int]] = {}
@@ -84,8 +82,9 @@ class RaceDetector:
                 True,
                 cell.owner.name,
             )
-        return Violation("data-race", f"{cell.label}: {pair[0]} and {pair[1]} are not ordered", False, cell.owner.name)
+        message = f"{cell.domain.name}: {pair[0]} and {pair[1]} are not ordered"
+        return Violation("data-race", message, False, cell.owner.name)
 
     def _describe(self, access: _Access) -> str:
         kind = ("plain " if access.plain else "marked ") + ("write" if access.write else "read")
-        return f"{kind} by {self._name(access.task)} in {access.site[2]}"
+        return f"{kind} in {access.site[2]}"

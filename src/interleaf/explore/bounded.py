@@ -1,0 +1,211 @@
+"""Search with a bound on preemptions, and the shortest story of a violation.
+
+A preemption is a switch away from a task that could go on. Most concurrency bugs need only one or two of them
+(Musuvathi & Qadeer, PLDI 2007), and a schedule without needless switches is one that a person can follow. So
+`shortest` searches for a violation again with no preemption, then with one, and so on.
+
+The budget that is left and the task that ran last are part of what is known of a state, and sleep sets are not
+used: a bounded search that prunes with the knowledge of an unbounded one misses violations. A bound is never a
+proof: an `Outcome` from here is not exhaustive, whatever was found.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from interleaf.runtime.cells import World
+from interleaf.runtime.execution import Schedule, StepLimit
+from interleaf.runtime.findings import Violation
+
+from .livelock import alternatives
+from .machine import Choices, Machine, Snapshot, Undisciplined
+from .outcome import DEADLOCK, Bounds, Found, Outcome
+
+Wanted = Callable[[Violation], bool]
+Inspect = Callable[[Machine], list[Violation]]
+
+
+class _Enough(Exception):
+    """The search ends here: a bound was met, or what was wanted is found."""
+
+
+@dataclass(slots=True)
+class _Frame:
+    snapshot: Snapshot
+    budget: int
+    arrived: tuple[str, list[Choices]]
+    todo: list[tuple[int, Choices, int]]
+    """(task, choices, preemptions that it costs)."""
+    awake: bool
+    """Could any task run here?"""
+
+
+class BoundedSearch:
+    """All executions with at most `bounds.preemptions` preemptions.
+
+    `inspect` looks at every state, `final` at those in which all tasks have ended. With `wanted`, other
+    violations are passed over and the first wanted one ends the search.
+    """
+
+    def __init__(
+        self,
+        setup: Callable[[], object],
+        bounds: Bounds,
+        *,
+        wanted: Wanted | None = None,
+        inspect: Inspect | None = None,
+        final: Inspect | None = None,
+    ) -> None:
+        if bounds.preemptions is None:
+            raise ValueError("a bounded search needs a bound on preemptions")
+        self.bounds = bounds
+        self.budget = bounds.preemptions
+        self.wanted = wanted
+        self.inspect = inspect
+        self.final = final
+        self.world = World()
+        self.machine = Machine(self.world, setup)
+        self.outcome = Outcome("bounded", reductions=("call frames", "lock reduction"))
+        self.visited: dict[tuple[int, int], int] = {}
+        """The largest budget with which a (state, last task) was explored."""
+        self._stack: list[_Frame] = []
+        self._began = 0.0
+
+    def run(self) -> Outcome:
+        """Search to the end or to a bound."""
+        self._began = time.monotonic()
+        outcome = self.outcome
+        outcome.stopped = f"at most {self.budget} preemptions were tried"
+        try:
+            while not self._pass():
+                outcome.restarts += 1
+        except (_Enough, StepLimit) as end:
+            outcome.stopped = str(end)
+        outcome.states = len(self.visited)
+        outcome.seconds = time.monotonic() - self._began
+        outcome.exercised = dict(self.world.exercised)
+        return outcome
+
+    def close(self) -> None:
+        self.machine.close()
+
+    def _pass(self) -> bool:
+        machine, stack = self.machine, self._stack
+        machine.restore(machine.initial)
+        self.visited.clear()
+        stack.clear()
+        try:
+            self._push(-1, self.budget, ("", []))
+            while stack:
+                self._advance(stack[-1])
+        except Undisciplined:
+            return False
+        return True
+
+    def _advance(self, frame: _Frame) -> None:
+        machine = self.machine
+        if not frame.todo:
+            if not frame.awake and frame.snapshot.nodes.count(None) < len(frame.snapshot.nodes):
+                machine.restore(frame.snapshot)
+                self._report([deadlock(machine)], ())
+            self._stack.pop()
+            return
+        task, choices, cost = frame.todo.pop()
+        machine.restore(frame.snapshot)
+        if not machine.step(task, choices):
+            return
+        frame.awake = True
+        outcome = self.outcome
+        outcome.transitions += 1
+        limit = self.bounds.seconds
+        if limit is not None and outcome.transitions & 255 == 0 and time.monotonic() - self._began > limit:
+            raise _Enough(f"the bound of {limit:g} seconds was reached")
+        frame.todo.extend((task, other, cost) for other in alternatives(choices, machine.branches))
+        name = machine.task(task).name
+        steps = tuple((name, basic) for basic in machine.basic)
+        self._report(machine.violations, steps)
+        if machine.dead:
+            self._executed()
+            return
+        if self.inspect is not None:
+            self._report(self.inspect(machine), steps)
+        if self.final is not None and not machine.unfinished:
+            self._report(self.final(machine), steps)
+        self._push(task, frame.budget - cost, (name, machine.basic))
+
+    def _push(self, last: int, budget: int, arrived: tuple[str, list[Choices]]) -> None:
+        machine = self.machine
+        key = (machine.key(), last)
+        if self.visited.get(key, -1) >= budget:
+            self._executed()
+            return
+        if self.bounds.states is not None and len(self.visited) >= self.bounds.states:
+            raise _Enough(f"the bound of {self.bounds.states} states was reached")
+        if len(self._stack) > self.bounds.steps:
+            raise _Enough(f"an execution is longer than {self.bounds.steps} steps")
+        self.visited[key] = budget
+        snapshot = machine.snapshot()
+        unfinished = machine.unfinished
+        cost = 0
+        if last in unfinished:
+            # leaving the last task is a preemption only if it could have gone on
+            cost = 1 if machine.step(last) else 0
+            machine.restore(snapshot)
+        todo: list[tuple[int, Choices, int]] = []
+        if cost <= budget:
+            todo = [(task, (), cost) for task in reversed(unfinished) if task != last]
+        if last in unfinished:
+            todo.append((last, (), 0))
+        self._stack.append(_Frame(snapshot, budget, arrived, todo, awake=cost > 0))
+        self.outcome.depth = max(self.outcome.depth, len(self._stack))
+        if not unfinished:
+            self._executed()
+
+    def _executed(self) -> None:
+        self.outcome.executions += 1
+        limit = self.bounds.executions
+        if limit is not None and self.outcome.executions >= limit:
+            raise _Enough(f"the bound of {limit} executions was reached")
+
+    def _report(self, violations: list[Violation], steps: Schedule) -> None:
+        for violation in violations:
+            if self.wanted is not None and not self.wanted(violation):
+                continue
+            before = ((frame.arrived[0], choices) for frame in self._stack[1:] for choices in frame.arrived[1])
+            self.outcome.add(Found(violation, (*before, *steps), self.outcome.executions + 1))
+            if self.wanted is not None:
+                raise _Enough("found")
+
+
+def deadlock(machine: Machine) -> Violation:
+    """The violation that nobody can run in the machine's state."""
+    waiting = [node for node in machine.nodes if node is not None]
+    places = "; ".join(f"{node.task} waits in {node.op.name} ({node.op.site[2]})" for node in waiting)
+    return Violation(DEADLOCK, places)
+
+
+def shortest(
+    setup: Callable[[], object],
+    wanted: Wanted,
+    *,
+    preemptions: int,
+    states: int,
+    inspect: Inspect | None = None,
+    final: Inspect | None = None,
+) -> tuple[Found, int] | None:
+    """A wanted violation with the fewest preemptions, and how many; None if it was not found.
+
+    At most `preemptions` are tried, and at most `states` states are visited for each number of them.
+    """
+    for budget in range(preemptions + 1):
+        bounds = Bounds(states=states, preemptions=budget)
+        search = BoundedSearch(setup, bounds, wanted=wanted, inspect=inspect, final=final)
+        try:
+            found = search.run().found
+        finally:
+            search.close()
+        if found:
+            return found[0], budget
+    return None
