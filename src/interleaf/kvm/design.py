@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from interleaf.runtime import ModelError
 
 if TYPE_CHECKING:
-    from .kvm_host import GfnRange, Kvm, KvmMmuPage, KvmVcpu
+    from .kvm_host import KvmGfnRange, Kvm, KvmMmuPage, KvmVcpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Design:
     """Zap what `kvm_tdp_mmu_invalidate_all_roots` invalidated and give its references back. No mmu_lock held."""
     kvm_mmu_zap_all_fast: Callable[[Kvm], None]
     """Invalidate all roots, make all vCPUs take new ones, zap the old ones. slots_lock held, no mmu_lock."""
-    kvm_tdp_mmu_unmap_gfn_range: Callable[[Kvm, GfnRange, bool], bool]
+    kvm_tdp_mmu_unmap_gfn_range: Callable[[Kvm, KvmGfnRange, bool], bool]
     """The unmap notifier: zap the range in all roots; returns whether a flush is needed. mmu_lock held for write."""
     kvm_tdp_mmu_zap_leafs: Callable[[Kvm, int, int, bool], bool]
     """Zap [start, end) for good (kvm_zap_gfn_range); returns whether a flush is needed. mmu_lock held for write."""
