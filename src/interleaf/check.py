@@ -1,0 +1,218 @@
+"""Check one scenario on one design: search, verdict, shortest stories.
+
+This is where the halves of the project meet: a scenario and a design make a program, the engines of `explore`
+search it, and what they find is retold with as few preemptions as possible. The same request always gives the
+same answer, in whatever process and beside whatever other requests it is run.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from interleaf import designs, scenarios
+from interleaf.explore.bounded import BoundedSearch, shortest
+from interleaf.explore.hunt import Hunt
+from interleaf.explore.outcome import Bounds, Found, Outcome
+from interleaf.explore.states import Progress, StateSearch
+from interleaf.explore.steps import StepSearch
+from interleaf.explore.verdict import Status, Subject, Verdict, judge
+from interleaf.kvm.design import Design
+from interleaf.properties import NAMES
+from interleaf.runtime import ModelError, Schedule
+from interleaf.scenarios import Scenario
+
+ENGINES = ("states", "steps", "both", "hunt")
+
+STORY_PREEMPTIONS = 4
+STORY_STATES = 30_000
+"""How far a shorter story is looked for; beyond, the one that the search found is told."""
+
+HUNT_EXECUTIONS = 2_000
+"""A hunt without bounds of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to check, and how."""
+
+    scenario: str
+    """Name in the library, or path/file.py or path/file.py:name."""
+    design: str
+    """Name in the library, or path/file.py:Name."""
+    dropped: tuple[str, ...] = ()
+    """Rules of the design that are left out."""
+    engine: str = "states"
+    bounds: Bounds = field(default_factory=Bounds)
+    seed: int = 1
+    parameters: tuple[tuple[str, int], ...] = ()
+    """Parameters of the scenario that are not its defaults."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A violated property and the schedule that shows it.
+
+    `schedule` is replayable with the scenario, design, dropped rules and parameters given here.
+    """
+
+    property: str
+    message: str
+    scenario: str
+    design: str
+    dropped: tuple[str, ...]
+    parameters: tuple[tuple[str, int], ...]
+    schedule: Schedule
+    preemptions: int | None
+    """The fewest preemptions that show it; None if that is not known."""
+    executions: int
+    """After how many executions the search found it."""
+    object: str
+    """Name of the object that was freed or corrupted, if there is one."""
+    digest: str
+    """Of the model, the scenario and the design: a replay of something else is told apart by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One scenario checked on one design."""
+
+    request: Request
+    scenario: str
+    design: str
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    states: int
+    transitions: int
+    executions: int
+    depth: int
+    seconds: float
+
+
+def program(request: Request) -> tuple[Scenario, Design, Callable[[], object]]:
+    """The scenario, the design and the set-up function of a request. Raises ModelError for what is not there."""
+    scenario = scenarios.load(request.scenario)
+    design = designs.load(request.design)
+    for name in request.dropped:
+        design = design.without(name)
+    return scenario, design, functools.partial(scenario.setup, design, **dict(request.parameters))
+
+
+def check(request: Request, progress: Callable[[Progress], None] | None = None) -> Cell:
+    """Search, judge, and find the shortest stories. Raises ModelError if the model or the request is at fault."""
+    scenario, design, setup = program(request)
+    digest = digest_of(request)
+    outcomes = _search(request, setup, progress)
+    subject = Subject(scenario.name, design.name, digest)
+    verdict = judge(subject, outcomes, NAMES, request.bounds, request.seed)
+    merged = Outcome("all")
+    for outcome in outcomes:
+        for found in outcome.found:
+            merged.add(found)
+    findings = tuple(_retell(request, scenario, design, digest, setup, found) for found in merged.found)
+    main = outcomes[0]
+    return Cell(
+        request,
+        scenario.name,
+        design.name,
+        verdict,
+        findings,
+        main.states,
+        main.transitions,
+        main.executions,
+        main.depth,
+        sum(outcome.seconds for outcome in outcomes),
+    )
+
+
+def _search(
+    request: Request, setup: Callable[[], object], progress: Callable[[Progress], None] | None
+) -> list[Outcome]:
+    bounds = request.bounds
+    searches: list[StateSearch | StepSearch | BoundedSearch | Hunt] = []
+    if request.engine not in ENGINES:
+        raise ModelError(f"there is no engine {request.engine!r}; there are {', '.join(ENGINES)}.")
+    if request.engine == "hunt":
+        if bounds.preemptions is not None:
+            raise ModelError("a hunt cannot honour a bound on preemptions: leave it out, or use another engine.")
+        if bounds.executions is None and bounds.seconds is None:
+            bounds = replace(bounds, executions=HUNT_EXECUTIONS)
+        searches.append(Hunt(setup, bounds, request.seed))
+    elif bounds.preemptions is not None:
+        if request.engine != "states":
+            raise ModelError(f"the engine {request.engine!r} cannot honour a bound on preemptions: use 'states'.")
+        searches.append(BoundedSearch(setup, bounds))
+    else:
+        if request.engine in ("states", "both"):
+            searches.append(StateSearch(setup, bounds=bounds, seed=request.seed, progress=progress))
+        if request.engine in ("steps", "both"):
+            searches.append(StepSearch(setup, bounds=bounds))
+    outcomes = []
+    for search in searches:
+        try:
+            outcomes.append(search.run())
+        finally:
+            search.close()
+    return outcomes
+
+
+def _retell(
+    request: Request, scenario: Scenario, design: Design, digest: str, setup: Callable[[], object], found: Found
+) -> Finding:
+    """The finding with the shortest story that can be found for it."""
+    violation, schedule, preemptions = found.violation, found.schedule, None
+    parameters = request.parameters
+    short = shortest(
+        setup,
+        lambda other: other.signature == violation.signature,
+        preemptions=STORY_PREEMPTIONS,
+        states=STORY_STATES,
+    )
+    if short is not None:
+        schedule, preemptions = short[0].schedule, short[1]
+    return Finding(
+        violation.rule,
+        violation.message,
+        request.scenario,
+        request.design,
+        request.dropped,
+        parameters,
+        schedule,
+        preemptions,
+        found.executions,
+        violation.object,
+        digest,
+    )
+
+
+def digest_of(request: Request) -> str:
+    """A digest of all code that a verdict depends on: the model, the library, and the user's own files."""
+    digest = hashlib.sha256()
+    for folder in ("runtime", "linux", "hw", "mm", "kvm", "designs", "properties", "scenarios"):
+        for path, text in _sources(resources.files("interleaf") / folder, folder):
+            digest.update(f"{path}\0".encode())
+            digest.update(text)
+    for spec in (request.scenario, request.design):
+        file = Path(spec.partition(":")[0])
+        if file.suffix == ".py":
+            digest.update(file.read_bytes())
+    digest.update(repr((request.dropped, request.parameters)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _sources(folder: Traversable, name: str) -> list[tuple[str, bytes]]:
+    found = []
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.is_dir():
+            found.extend(_sources(entry, f"{name}/{entry.name}"))
+        elif entry.name.endswith(".py"):
+            found.append((f"{name}/{entry.name}", entry.read_bytes()))
+    return found
+
+
+__all__ = ["Cell", "Finding", "Request", "Status", "check", "digest_of", "program"]

@@ -1,0 +1,145 @@
+"""The one place that may say *holds*.
+
+A verdict is made from the outcomes of one or more searches of one program. It says *holds* only if a proof engine
+looked at everything, without a bound, and nothing was found; what it rests on is written into a certificate.
+Anything else is *violated*, or *incomplete* with the reason. A property that never had the chance to fail is
+*vacuous*: it was not tested, so it does not hold either.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from interleaf.runtime.findings import ModelError
+
+from .outcome import DATA_RACE, DEADLOCK, LIVELOCK, Bounds, Outcome
+
+PROOF_ENGINES = ("states", "steps")
+
+ALWAYS_CHECKED = (DEADLOCK, LIVELOCK, DATA_RACE, "use-after-free")
+"""What a search checks in every state or step, whatever the model declares."""
+
+BY_STATES_ONLY = (LIVELOCK, DATA_RACE)
+"""Of these, what the search over states alone decides."""
+
+
+class Status(enum.StrEnum):
+    """What is known of a property, or of a whole program."""
+
+    HOLDS = "holds"
+    VIOLATED = "violated"
+    INCOMPLETE = "incomplete"
+    VACUOUS = "vacuous"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What was checked: the scenario, the design, and a digest of the code of both and of the model."""
+
+    scenario: str
+    design: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What a *holds* rests on."""
+
+    subject: Subject
+    engines: tuple[str, ...]
+    reductions: tuple[str, ...]
+    states: int
+    transitions: int
+    executions: int
+    depth: int
+    seed: int
+    audits: int
+    """Executions run twice, and merged states compared, without finding a difference."""
+    collision: float
+    """Chance that two different states had the same hash anywhere in this search, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The verdict on one program; `reason` is empty unless it is incomplete."""
+
+    status: Status
+    reason: str
+    exhaustive: bool
+    properties: tuple[tuple[str, Status], ...]
+    certificate: Certificate | None
+
+
+def judge(
+    subject: Subject, outcomes: Sequence[Outcome], properties: Sequence[str], bounds: Bounds, seed: int
+) -> Verdict:
+    """The verdict on `subject` from its searches; `properties` are the names to report on beside those met.
+
+    Raises ModelError if two exhaustive engines contradict each other.
+    """
+    complete = [outcome for outcome in outcomes if outcome.exhaustive and outcome.engine in PROOF_ENGINES]
+    _agree(complete)
+    violated = {found.violation.rule for outcome in outcomes for found in outcome.found}
+    exercised = set(ALWAYS_CHECKED)
+    for outcome in outcomes:
+        exercised.update(outcome.exercised)
+    exhaustive = bool(complete) and not bounds.given()
+    by_states = any(outcome.engine == "states" for outcome in complete)
+    statuses = []
+    for name in sorted(exercised | violated | set(properties)):
+        if name in violated:
+            status = Status.VIOLATED
+        elif not exhaustive or (name in BY_STATES_ONLY and not by_states):
+            status = Status.INCOMPLETE
+        else:
+            status = Status.HOLDS if name in exercised else Status.VACUOUS
+        statuses.append((name, status))
+    reason = ""
+    certificate = None
+    if violated:
+        overall = Status.VIOLATED
+    elif exhaustive:
+        overall = Status.HOLDS
+        certificate = _certify(subject, complete, seed)
+    else:
+        overall = Status.INCOMPLETE
+        reason = "; ".join(outcome.stopped for outcome in outcomes if outcome.stopped) or "no search was run"
+    return Verdict(overall, reason, exhaustive, tuple(statuses), certificate)
+
+
+def _certify(subject: Subject, complete: list[Outcome], seed: int) -> Certificate:
+    main = complete[0]
+    return Certificate(
+        subject,
+        tuple(outcome.engine for outcome in complete),
+        main.reductions,
+        main.states,
+        main.transitions,
+        main.executions,
+        main.depth,
+        seed,
+        sum(outcome.audits for outcome in complete),
+        collision_chance(main.states),
+    )
+
+
+def collision_chance(states: int) -> float:
+    """Birthday bound for `states` random 64-bit hashes."""
+    return min(1.0, states * states / 2.0**65)
+
+
+def _agree(complete: list[Outcome]) -> None:
+    """Two searches of everything must have found violations of the same properties."""
+    if len(complete) < 2:
+        return
+    one, other = complete[0], complete[1]
+    of_one, of_other = (
+        {found.violation.rule for found in outcome.found} - set(BY_STATES_ONLY) for outcome in (one, other)
+    )
+    if bool(of_one) != bool(of_other) or of_one != of_other:
+        raise ModelError(
+            f"the engines disagree: the search over {one.engine} found {sorted(of_one) or 'nothing'}, the search over "
+            f"{other.engine} {sorted(of_other) or 'nothing'}. One of them has a defect; no verdict is given."
+        )
