@@ -74,6 +74,8 @@ class Memory:
         self.reads = 0
         self.writes = 0
         self.plains = 0
+        self.plainly = False
+        """The running operation is no scheduling point, so all its accesses are plain, whatever it says."""
         self.relying: Domain | None = None
         """The domain on whose protection the running operation relies, if it is no scheduling point."""
         self.broken: Domain | None = None
@@ -136,17 +138,23 @@ class Memory:
     def hold(self, cell: Cell, exclusive: bool) -> None:
         """The running task now holds the lock whose state is `cell`."""
         self._now_holds((*self.held[self.task].locks, (cell, exclusive)))
-        self.order(cell, acquire=True)
+        if self.observer is not None:
+            self.order(cell, acquire=True)
+            if exclusive:
+                self.order((cell, "shared"), acquire=True)
 
     def drop(self, cell: Cell) -> None:
-        """The running task gives back its latest hold on the lock whose state is `cell`."""
+        """The running task gives back its latest hold on the lock whose state is `cell`.
+
+        Those who share a lock are not ordered among each other: what they release, only an exclusive holder acquires.
+        """
         locks = list(self.held[self.task].locks)
         for position in range(len(locks) - 1, -1, -1):
             if locks[position][0] is cell:
-                del locks[position]
+                _cell, exclusive = locks.pop(position)
+                self.order(cell if exclusive else (cell, "shared"), release=True)
                 break
         self._now_holds(tuple(locks))
-        self.order(cell, release=True)
 
     def observe(self, cell: Cell) -> None:
         """The running operation depends on whether the lock whose state is `cell` is free, without waiting.
@@ -219,7 +227,8 @@ class Memory:
 
     def _touch(self, cell: Cell, write: bool, plain: bool) -> None:
         owner = cell.owner
-        if plain:
+        if plain or self.plainly:
+            plain = True
             self.plains |= cell.bit
         life = owner.life
         if life is not None:

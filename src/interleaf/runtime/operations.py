@@ -74,7 +74,7 @@ class Custom(Op):
 def operation(
     *,
     marked: bool = True,
-    focus: Callable[P, Cell] | None = None,
+    focus: Callable[..., Cell] | None = None,
     releases: bool = False,
     words: Callable[..., str] | None = None,
 ) -> Callable[[Callable[Concatenate[Memory, P], Any]], Callable[P, Any]]:
