@@ -1,0 +1,417 @@
+"""RCU: readers that never wait, and grace periods that wait for them (Documentation/RCU, kernel/rcu/tree.c, v6.12).
+
+A grace period ends when every reader that was inside when it began has left; readers that come later are not
+waited for. `call_rcu()` starts a task of its own that runs its callback after a grace period; callbacks run in
+softirq context and must not sleep. `rcu_barrier()` waits for all callbacks queued before it, which a grace period
+alone does not.
+
+Rules (CONFIG_PROVE_RCU, CONFIG_DEBUG_OBJECTS_RCU_HEAD): a pointer is followed in a reader only, or with a condition
+that protects it (a lock of the writers); readers do not sleep, so they do not synchronize_rcu() either; locks and
+unlocks balance; the same callback is not queued twice.
+
+The state knows, for each reader, who waits for it, and nothing that counts grace periods, so that executions in
+which the same readers and waiters remain are in the same state. Readers are independent of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
+
+from interleaf.runtime import BLOCK, Array, Marked, Memory, Object, Task, Violation, canonical, routine
+from interleaf.runtime.carrier import Op, perform, running
+from interleaf.runtime.cells import Cell, World
+from interleaf.runtime.objects import Field, show, singleton
+from interleaf.runtime.operations import intern_task
+from interleaf.runtime.values import Value
+
+from .lockdep import lockdep_map, may_sleep
+
+T = TypeVar("T")
+
+
+class RcuState(lockdep_map):
+    """The kernel's one RCU. Tasks are known by their bits."""
+
+    atomic = True
+    ordered = False
+
+    readers = Marked(0)
+    """Tasks in a read-side critical section."""
+    nesting = Array(0)
+    """Per task: read-side critical sections beyond the outermost."""
+    waiters = Array(0)
+    """Per reader: tasks whose grace period waits for it."""
+    awaited = Array(0)
+    """Per waiting task: the readers that were inside when its grace period began."""
+    callbacks = Marked(0)
+    """Callbacks that were queued and have not ended."""
+    heads = Array(0)
+    """Per callback and arguments: twice the number of times it was queued before, plus 1 if it is queued now."""
+
+
+class RcuCallback(lockdep_map):
+    """The context in which callbacks run: softirq (rcu_callback_map)."""
+
+    atomic = True
+    ordered = False
+    running = Marked(0)
+
+
+class _Known:
+    """What every RCU operation needs of its world, found once."""
+
+    def __init__(self, world: World) -> None:
+        self.state = singleton(world, RcuState)
+        self.readers = RcuState.readers.cell(self.state)
+        self.callbacks = RcuState.callbacks.cell(self.state)
+        self.ended = (self.readers, "shared")
+        self.softirq = RcuCallback.running.cell(singleton(world, RcuCallback))
+
+
+def _known(world: World) -> _Known:
+    found: _Known | None = world.gathered.get(_Known)
+    if found is None:
+        found = world.gathered[_Known] = _Known(world)
+    return found
+
+
+def bits(mask: int) -> Iterator[int]:
+    """The positions of the bits that are set."""
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+class _RcuOp(Op):
+    marked = True
+
+    def __init__(self) -> None:
+        self.known = _known(running().world)
+
+    def violate(self, memory: Memory, what: str, fatal: bool) -> None:
+        task = memory.world.tasks[memory.task]
+        memory.violate(Violation("suspicious-rcu-usage", f"{task} in {self.site[2]}(): {what}", fatal))
+
+
+class _ReadLock(_RcuOp):
+    name = "rcu_read_lock"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.focus = self.known.readers
+
+    def run(self, memory: Memory) -> None:
+        cell = self.known.readers
+        task = memory.task
+        if memory.held[task].any & cell.bit:
+            depth = RcuState.nesting.element(self.known.state, task)
+            memory.store_cell(depth, memory.load_cell(depth) + 1)
+            return
+        memory.commute_cell(cell, memory.values[cell.index] | 1 << task)
+        memory.hold(cell, False)
+
+    def text(self, result: Value) -> str:
+        return "enters an RCU reader"
+
+
+class _ReadUnlock(_RcuOp):
+    name = "rcu_read_unlock"
+    releases = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.focus = self.known.readers
+
+    def run(self, memory: Memory) -> None:
+        known = self.known
+        cell = known.readers
+        task = memory.task
+        if not memory.held[task].any & cell.bit:
+            self.violate(memory, "rcu_read_unlock() outside a reader", True)
+        depth = RcuState.nesting.element(known.state, task)
+        if memory.values[depth.index]:
+            memory.store_cell(depth, memory.load_cell(depth) - 1)
+            return
+        memory.commute_cell(cell, memory.values[cell.index] & ~(1 << task))
+        waiters = RcuState.waiters.element(known.state, task)
+        if memory.values[waiters.index]:
+            memory.store_cell(waiters, 0)
+        memory.drop(cell)
+
+    def text(self, result: Value) -> str:
+        return "leaves the RCU reader"
+
+
+def _begin(memory: Memory, known: _Known, waiter: int) -> None:
+    """A grace period begins, for which the task `waiter` will wait."""
+    readers = memory.values[known.readers.index]
+    memory.store_cell(known.readers, readers)
+    memory.order(known.readers, release=True)
+    for reader in bits(readers):
+        cell = RcuState.waiters.element(known.state, reader)
+        memory.store_cell(cell, memory.load_cell(cell) | 1 << waiter)
+    memory.set(RcuState.awaited.element(known.state, waiter), readers)
+
+
+class _GracePeriod(_RcuOp):
+    """Wait until the grace period of the running task is over."""
+
+    name = "grace_period"
+
+    def run(self, memory: Memory) -> Value:
+        known = self.known
+        waiter = memory.task
+        awaited = RcuState.awaited.element(known.state, waiter)
+        for reader in bits(memory.values[awaited.index]):
+            if memory.load_cell(RcuState.waiters.element(known.state, reader)) & 1 << waiter:
+                return BLOCK
+        memory.set(awaited, 0)
+        memory.order(known.ended, acquire=True)
+        memory.order(known.readers, acquire=True)
+        return None
+
+    def text(self, result: Value) -> str:
+        return "the grace period is over: all readers that it waited for have left"
+
+
+class _Synchronize(_RcuOp):
+    """Begin a grace period for the running task; is there anybody to wait for?"""
+
+    name = "synchronize_rcu"
+
+    def run(self, memory: Memory) -> bool:
+        known = self.known
+        if memory.held[memory.task].any & known.readers.bit:
+            self.violate(memory, "synchronize_rcu() in a reader waits for itself", True)
+        may_sleep(memory, self.site)
+        _begin(memory, known, memory.task)
+        memory.order(known.ended, acquire=True)
+        return bool(memory.values[known.readers.index])
+
+    def text(self, result: Value) -> str:
+        return f"begins a grace period{', and waits for the readers that are inside' if result else ': no readers'}"
+
+
+class _CallRcu(_RcuOp):
+    name = "call_rcu"
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Value, ...]) -> None:
+        super().__init__()
+        self.function = function
+        self.arguments = arguments
+        self.head = f"{function.__name__}({', '.join(map(show, arguments))})"
+        self.queued = RcuState.heads.element(self.known.state, self.head)
+
+    def run(self, memory: Memory) -> None:
+        known = self.known
+        queued = memory.load_cell(self.queued)
+        if queued & 1:
+            self.violate(memory, f"{self.head} is queued again before it has run", True)
+        memory.store_cell(self.queued, queued + 1)
+        times = queued >> 1
+        task = intern_task(memory.world, f"rcu:{self.head}#{times}" if times else f"rcu:{self.head}")
+        memory.commute_cell(known.callbacks, memory.values[known.callbacks.index] | task.bit)
+        _begin(memory, known, task.index)
+        memory.spawned.append((task, _callback, (self.head, self.function, *self.arguments)))
+        memory.solo = False
+        memory.order(task, release=True)
+
+    def text(self, result: Value) -> str:
+        return f"queues {self.head}, to run after a grace period"
+
+
+class _Invoke(_GracePeriod):
+    """The callback begins: its grace period is over, and it may be queued again."""
+
+    def __init__(self, head: str) -> None:
+        super().__init__()
+        self.queued = RcuState.heads.element(self.known.state, head)
+
+    def run(self, memory: Memory) -> Value:
+        if super().run(memory) is BLOCK:
+            return BLOCK
+        memory.store_cell(self.queued, memory.load_cell(self.queued) + 1)
+        memory.hold(self.known.softirq, False)
+        return None
+
+
+class _Invoked(_RcuOp):
+    """The callback has returned: rcu_barrier() need not wait for it any more."""
+
+    marked = False
+    name = "rcu_callback_end"
+
+    def run(self, memory: Memory) -> None:
+        known = self.known
+        memory.commute_cell(known.callbacks, memory.values[known.callbacks.index] & ~(1 << memory.task))
+        memory.drop(known.softirq)
+
+    def text(self, result: Value) -> str:
+        return "the RCU callback has run"
+
+
+def _callback(head: str, function: Callable[..., Any], *arguments: Value) -> None:
+    perform(_Invoke(head))
+    function(*arguments)
+    perform(_Invoked())
+
+
+class _Outstanding(_RcuOp):
+    """The callbacks that are queued now, as the bits of their tasks."""
+
+    name = "rcu_barrier"
+
+    def run(self, memory: Memory) -> Value:
+        callbacks = self.known.callbacks
+        may_sleep(memory, self.site)
+        memory.store_cell(callbacks, memory.values[callbacks.index])
+        return memory.values[callbacks.index]
+
+    def text(self, result: Value) -> str:
+        return f"waits for {result.bit_count()} RCU callbacks"
+
+
+class AllDone(Op):
+    """Wait until the tasks whose bits are set in `tasks` have ended."""
+
+    marked = True
+
+    def __init__(self, tasks: int) -> None:
+        world = running().world
+        self.tasks = [world.tasks[index] for index in bits(tasks)]
+        self.cells = [Task.done.cell(task) for task in self.tasks]
+
+    def run(self, memory: Memory) -> Value:
+        for cell in self.cells:
+            if not memory.load_cell(cell):
+                return BLOCK
+        for task in self.tasks:
+            memory.order(task, acquire=True)
+        return None
+
+    def text(self, result: Value) -> str:
+        return f"{', '.join(map(str, self.tasks))} have ended"
+
+
+class _Held(_RcuOp):
+    marked = False
+    name = "rcu_read_lock_held"
+
+    def run(self, memory: Memory) -> bool:
+        return bool(memory.held[memory.task].any & self.known.readers.bit)
+
+    def text(self, result: Value) -> str:
+        return f"is {'' if result else 'not '}in an RCU reader"
+
+
+class _Dereference(_RcuOp):
+    name = "rcu_dereference"
+
+    def __init__(self, cell: Cell, condition: bool) -> None:
+        super().__init__()
+        self.cell = self.focus = cell
+        self.condition = condition
+
+    def protected(self, memory: Memory) -> bool:
+        return bool(memory.held[memory.task].any & self.known.readers.bit)
+
+    def run(self, memory: Memory) -> Value:
+        memory.exercise("suspicious-rcu-usage")
+        if not self.condition and not self.protected(memory):
+            self.violate(memory, f"{self.cell.label} is dereferenced without protection", False)
+        memory.order(self.cell, acquire=True)
+        return memory.load_cell(self.cell)
+
+    def text(self, result: Value) -> str:
+        return f"{self.cell.label} == {show(result)}"
+
+
+class _Protected(_Dereference):
+    marked = False
+    name = "rcu_dereference_protected"
+
+    def protected(self, memory: Memory) -> bool:
+        return False
+
+    def run(self, memory: Memory) -> Value:
+        memory.exercise("suspicious-rcu-usage")
+        if not self.condition:
+            self.violate(memory, f"{self.cell.label} is dereferenced without the lock that protects it", False)
+        return memory.load_cell(self.cell, True)
+
+
+class _Assign(_RcuOp):
+    name = "rcu_assign_pointer"
+
+    def __init__(self, cell: Cell, value: Value) -> None:
+        super().__init__()
+        self.cell = self.focus = cell
+        self.value = value
+
+    def run(self, memory: Memory) -> None:
+        memory.order(self.cell, release=True)
+        memory.store_cell(self.cell, self.value)
+
+    def text(self, result: Value) -> str:
+        return f"{self.cell.label} = {show(self.value)} (published)"
+
+
+def rcu_read_lock() -> None:
+    """Enter a read-side critical section; they nest, and never wait."""
+    perform(_ReadLock())
+
+
+def rcu_read_unlock() -> None:
+    """Leave the read-side critical section; nothing that was reached in the outermost one may be used after."""
+    perform(_ReadUnlock())
+
+
+def rcu_read_lock_held() -> bool:
+    """Is the running task in a read-side critical section?"""
+    return bool(perform(_Held()))
+
+
+def rcu_dereference(obj: Object, field: Field[T], condition: bool = False) -> T:
+    """Read an RCU pointer to follow it: in a reader, or where `condition` says that a lock protects it.
+
+    A marked read. What was written before the pointer was published is visible through it.
+    """
+    return cast("T", perform(_Dereference(field.cell(obj), condition)))
+
+
+def rcu_dereference_protected(obj: Object, field: Field[T], condition: bool) -> T:
+    """Read an RCU pointer that cannot change, because of the lock that `condition` asserts. A plain read."""
+    return cast("T", perform(_Protected(field.cell(obj), condition)))
+
+
+def rcu_assign_pointer(obj: Object, field: Field[T], value: T) -> None:
+    """Publish a pointer: whoever follows it sees what was written before. A marked write."""
+    cell = field.cell(obj)
+    perform(_Assign(cell, canonical(value, cell.label)))
+
+
+def call_rcu(function: Callable[..., Any], *arguments: Value) -> None:
+    """Run `function(*arguments)` in a task of its own after a grace period; does not wait.
+
+    The pair of function and arguments stands for the rcu_head: queueing it twice before it has run is a violation.
+    Allowed in any context, in a reader too (the grace period then waits for the caller as well).
+    """
+    canonical((function, arguments), "call_rcu()")
+    perform(_CallRcu(function, arguments))
+
+
+@routine
+def synchronize_rcu() -> None:
+    """Wait for a grace period: until all readers that are inside now have left. Sleeps; not in a reader."""
+    if perform(_Synchronize()):
+        perform(_GracePeriod())
+
+
+@routine
+def rcu_barrier() -> None:
+    """Wait until all callbacks that were queued before have run. Sleeps."""
+    callbacks = perform(_Outstanding())
+    if callbacks:
+        perform(AllDone(callbacks))

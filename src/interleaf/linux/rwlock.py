@@ -1,0 +1,181 @@
+"""Reader-writer spinlocks (include/linux/rwlock.h, kernel/locking/qrwlock.c, kernel/sched/core.c).
+
+Many readers or one writer; no holder may sleep. In the model a waiting writer does not hold up new readers. The
+kernel's queue does, which only takes behaviours away, with one exception: a reader that takes the lock again
+while a writer waits between deadlocks. Lockdep's recursion rule reports that whether or not a writer comes.
+
+Readers come and go in any order with the same outcome, so their operations are independent of each other.
+"""
+
+from __future__ import annotations
+
+from interleaf.runtime import BLOCK, Array, Memory, Violation, choose
+from interleaf.runtime.carrier import Op, perform
+from interleaf.runtime.values import Value
+
+from .lockdep import READ, lock, lock_acquire, lock_release, lockdep_map, self_deadlock
+from .spinlock import Acquire, Release
+
+
+class rwlock_t(lock):
+    """A reader-writer lock. All zero is unlocked, so an embedded one needs no initialisation."""
+
+    atomic = True
+    again = Array(0)
+    """Per task: how often it took the lock for reading again (a violation, but the kernel goes on)."""
+
+
+class _ReadLock(Op):
+    marked = True
+    name = "read_lock"
+
+    def __init__(self, taken: rwlock_t) -> None:
+        self.lock = taken
+        self.cell = self.focus = lock.holders.cell(taken)
+
+    def run(self, memory: Memory) -> Value:
+        cell = self.cell
+        holders = memory.values[cell.index]
+        task = memory.task
+        if memory.held[task].any & cell.bit:
+            if holders < 0:
+                self_deadlock(memory, cell, self.site)
+            self._again(memory)
+            return None
+        if holders < 0:
+            memory.load_cell(cell)
+            return BLOCK
+        memory.commute_cell(cell, holders | 1 << task)
+        lock_acquire(memory, cell, READ, self.site)
+        memory.hold(cell, False)
+        return None
+
+    def _again(self, memory: Memory) -> None:
+        name = self.lock.name
+        task = memory.world.tasks[memory.task]
+        memory.violate(
+            Violation(
+                "lockdep",
+                f"recursive read lock: {task} takes {name} again in {self.site[2]}(); "
+                "a writer that waits between deadlocks with it",
+                False,
+                name,
+            )
+        )
+        depth = rwlock_t.again.element(self.lock, task)
+        memory.store_cell(depth, memory.load_cell(depth) + 1)
+
+    def text(self, result: Value) -> str:
+        return f"takes {self.lock} for reading"
+
+
+class _ReadUnlock(Op):
+    marked = True
+    releases = True
+    name = "read_unlock"
+
+    def __init__(self, released: rwlock_t) -> None:
+        self.lock = released
+        self.cell = self.focus = lock.holders.cell(released)
+
+    def run(self, memory: Memory) -> None:
+        cell = self.cell
+        lock_release(memory, cell, False, self.site)
+        depth = rwlock_t.again.element(self.lock, memory.world.tasks[memory.task])
+        if memory.values[depth.index]:
+            memory.store_cell(depth, memory.load_cell(depth) - 1)
+            return
+        memory.commute_cell(cell, memory.values[cell.index] & ~(1 << memory.task))
+        memory.drop(cell)
+
+    def text(self, result: Value) -> str:
+        return f"releases {self.lock} (reader)"
+
+
+class _WriteLock(Acquire):
+    name = "write_lock"
+
+    def text(self, result: Value) -> str:
+        return f"takes {self.cell.owner} for writing"
+
+
+class _WriteUnlock(Release):
+    name = "write_unlock"
+
+    def text(self, result: Value) -> str:
+        return f"releases {self.cell.owner} (writer)"
+
+
+class _MayBreak(Op):
+    """The lock is held in the right way, and nothing else that forbids to sleep (__might_resched)."""
+
+    def __init__(self, held: rwlock_t, write: bool) -> None:
+        self.cell = lock.holders.cell(held)
+        self.write = write
+
+    def run(self, memory: Memory) -> None:
+        held = memory.held[memory.task]
+        task = memory.world.tasks[memory.task]
+        mode = held.exclusive if self.write else held.any & ~held.exclusive
+        memory.exercise("lockdep")
+        if not mode & self.cell.bit:
+            how = "writing" if self.write else "reading"
+            message = f"{task} yields {self.cell.owner} in {self.site[2]}() without holding it for {how}"
+            memory.violate(Violation("lockdep", message, True, self.cell.owner.name))
+        for cell, _exclusive in held.locks:
+            owner = cell.owner
+            if cell is not self.cell and isinstance(owner, lockdep_map) and owner.atomic:
+                message = f"{task} yields {self.cell.owner} in {self.site[2]}(), and may not sleep because of {owner}"
+                memory.violate(Violation("sleeping-while-atomic", message, False, owner.name))
+
+    def text(self, result: Value) -> str:
+        return f"may yield {self.cell.owner}"
+
+
+def read_lock(taken: rwlock_t) -> None:
+    """Take the lock for reading; waits while a writer holds it."""
+    perform(_ReadLock(taken))
+
+
+def read_unlock(released: rwlock_t) -> None:
+    """Give the lock back. The running task must hold it for reading."""
+    perform(_ReadUnlock(released))
+
+
+def write_lock(taken: rwlock_t) -> None:
+    """Take the lock for writing; waits while anybody else holds it."""
+    perform(_WriteLock(taken))
+
+
+def write_unlock(released: rwlock_t) -> None:
+    """Give the lock back. The running task must hold it for writing."""
+    perform(_WriteUnlock(released))
+
+
+def rwlock_needbreak(contended: rwlock_t) -> bool:
+    """Does somebody wait for the lock? A choice of the environment: both answers are explored."""
+    return bool(choose(2, f"{contended} is contended"))
+
+
+def cond_resched_rwlock_read(held: rwlock_t) -> bool:
+    """Give the read lock up and take it again, if somebody waits for it or for the CPU; did it?
+
+    A choice of the environment. The lock must be held for reading, no other spinlock or rwlock may be held, and
+    the task must not be in an RCU reader (__cond_resched_rwlock_read).
+    """
+    perform(_MayBreak(held, False))
+    if not choose(2, f"yields {held}"):
+        return False
+    read_unlock(held)
+    read_lock(held)
+    return True
+
+
+def cond_resched_rwlock_write(held: rwlock_t) -> bool:
+    """As cond_resched_rwlock_read(), for a lock that is held for writing (__cond_resched_rwlock_write)."""
+    perform(_MayBreak(held, True))
+    if not choose(2, f"yields {held}"):
+        return False
+    write_unlock(held)
+    write_lock(held)
+    return True
