@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from interleaf.runtime import Array, Memory, ModelError, Object
 
-PAGE_SHIFT = 12
+from .frames import PAGE_TABLE_PFN_BASE
+
 LEVEL_BITS = 9
 ENTRIES_PER_TABLE = 1 << LEVEL_BITS
 
@@ -20,9 +21,6 @@ PG_LEVEL_2M = 2
 PG_LEVEL_1G = 3
 ROOT_LEVEL = 4
 """Four-level paging: a root table covers 2**36 pages."""
-
-TABLE_PFN_BASE = 0x100000
-"""The machine keeps page tables from 4 GiB upwards; the pfn of a table tells which object it is."""
 
 
 class PageTable(Object):
@@ -39,7 +37,7 @@ class PageTable(Object):
     @property
     def pfn(self) -> int:
         """The frame that this table occupies."""
-        return TABLE_PFN_BASE + self.serial
+        return PAGE_TABLE_PFN_BASE + self.serial
 
 
 P = TypeVar("P", bound=PageTable)
@@ -68,7 +66,7 @@ def entries_for(gfns: tuple[int, ...], base: int, level: int) -> tuple[int, ...]
 
 def table_at(memory: Memory, kind: type[P], pfn: int) -> P:
     """Inside an operation: the table of class `kind` that occupies frame `pfn`."""
-    found = memory.world.serials.get((kind, pfn - TABLE_PFN_BASE))
+    found = memory.world.serials.get((kind, pfn - PAGE_TABLE_PFN_BASE))
     if not isinstance(found, kind):
         raise ModelError(f"no {kind.__name__} was ever at pfn {pfn:#x}; a page-table entry must point to a table.")
     return found

@@ -1,0 +1,97 @@
+"""MMU notifiers: how a user of somebody else's pages learns that they go away (mm/mmu_notifier.c, v6.12).
+
+Whoever takes pages from an address space first calls every registered notifier's `invalidate_range_start`, which
+returns when its owner uses none of them, then takes the pages, then calls `invalidate_range_end`. The list of
+notifiers is read under SRCU, so unregistering waits until no callback runs any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from interleaf.linux.srcu import srcu_read_lock, srcu_read_unlock, synchronize_srcu
+from interleaf.runtime import Memory, Object, operation, routine
+
+from .mm import Mm
+
+
+@dataclass(frozen=True, slots=True)
+class MmuNotifierOps:
+    """`struct mmu_notifier_ops`. The callbacks' first argument is the notifier's owner; ranges are hvas, the end
+    not included."""
+
+    invalidate_range_start: Callable[[Any, int, int, bool], None]
+    """(owner, start, end, blockable)"""
+    invalidate_range_end: Callable[[Any, int, int], None]
+    release: Callable[[Any], None]
+    """The address space goes away: drop everything, for good. No thread of the process is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class MmuNotifier:
+    """`struct mmu_notifier`: a registration."""
+
+    ops: MmuNotifierOps
+    owner: Object
+
+
+@operation(
+    focus=lambda mm, notifier: Mm.notifiers.cell(mm),
+    words=lambda mm, notifier, _: f"registers the MMU notifier of {notifier.owner.name}",
+)
+def mmu_notifier_register(memory: Memory, mm: Mm, notifier: MmuNotifier) -> None:
+    """Call `notifier` from now on."""
+    memory.store(mm, Mm.notifiers, (*memory.load(mm, Mm.notifiers), notifier))
+
+
+@operation(
+    focus=lambda mm, notifier: Mm.notifiers.cell(mm),
+    words=lambda mm, notifier, _: f"takes the MMU notifier of {notifier.owner.name} off the list",
+)
+def _hlist_del_init(memory: Memory, mm: Mm, notifier: MmuNotifier) -> None:
+    others = tuple(other for other in memory.load(mm, Mm.notifiers) if other != notifier)
+    memory.store(mm, Mm.notifiers, others)
+
+
+@routine
+def mmu_notifier_unregister(mm: Mm, notifier: MmuNotifier) -> None:
+    """Stop calling `notifier`: its release callback has run and no callback is running when this returns. Sleeps."""
+    if notifier in mm.notifiers:
+        srcu = srcu_read_lock(mm.notifier_srcu)
+        notifier.ops.release(notifier.owner)
+        srcu_read_unlock(mm.notifier_srcu, srcu)
+        _hlist_del_init(mm, notifier)
+    synchronize_srcu(mm.notifier_srcu)
+
+
+@routine
+def mmu_notifier_release(mm: Mm) -> None:
+    """The address space goes away (from exit_mmap): release and remove all notifiers. Sleeps."""
+    srcu = srcu_read_lock(mm.notifier_srcu)
+    registered = mm.notifiers
+    for notifier in registered:
+        notifier.ops.release(notifier.owner)
+    for notifier in registered:
+        _hlist_del_init(mm, notifier)
+    srcu_read_unlock(mm.notifier_srcu, srcu)
+    synchronize_srcu(mm.notifier_srcu)
+
+
+@routine
+def mmu_notifier_invalidate_range_start(mm: Mm, start: int, end: int, blockable: bool) -> None:
+    """The pages at start <= hva < end are about to be taken; nobody uses them any more when this returns."""
+    srcu = srcu_read_lock(mm.notifier_srcu)
+    for notifier in mm.notifiers:
+        notifier.ops.invalidate_range_start(notifier.owner, start, end, blockable)
+    srcu_read_unlock(mm.notifier_srcu, srcu)
+
+
+@routine
+def mmu_notifier_invalidate_range_end(mm: Mm, start: int, end: int) -> None:
+    """The pages have been taken: what is looked up from now on is current."""
+    srcu = srcu_read_lock(mm.notifier_srcu)
+    for notifier in mm.notifiers:
+        notifier.ops.invalidate_range_end(notifier.owner, start, end)
+    srcu_read_unlock(mm.notifier_srcu, srcu)
