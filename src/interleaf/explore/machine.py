@@ -163,6 +163,7 @@ class Machine:
                     branches.append(node.outcomes)
                     outcomes = (*outcomes, result)
                 elif kind == END:
+                    memory.plainly = False
                     memory.order(node.task, release=True)
                     memory.store_cell(Task.done.cell(node.task), True)
                     nodes[index] = None
@@ -170,6 +171,7 @@ class Machine:
                 else:
                     if not first and node.marked and not node.releases:
                         memory.relying = node.domain
+                    memory.plainly = not node.marked
                     result = node.op.run(memory)
                     memory.relying = None
             except ViolationRaised as raised:

@@ -190,9 +190,11 @@ class Execution:
             return outcome
         if op.kind == END:
             task: Any = step.task
+            memory.plainly = False
             memory.order(task, release=True)
             memory.store_cell(Task.done.cell(task), True)
             return None
+        memory.plainly = not op.marked
         return op.run(memory)
 
     def _record(self, step: Step, op: Op, result: Value) -> None:
