@@ -111,6 +111,15 @@ class Memory:
         self._touch(cell, True, plain)
         self.set(cell, value)
 
+    def look(self, cell: Cell) -> Value:
+        """Read a cell for the check of a property, not for the model.
+
+        The search sees that the operation depends on it, but it is no access: it cannot race, says nothing about lock
+        discipline, and may look at what is freed.
+        """
+        self.reads |= cell.bit
+        return self.values[cell.index]
+
     def commute_cell(self, cell: Cell, value: Value) -> None:
         """Write in a way that commutes with every other such write, and so counts as a read.
 
@@ -197,7 +206,13 @@ class Memory:
         return self.values[cell.index]
 
     def learn(self, cell: Cell, write: bool) -> None:
-        """Add one access to what is known of the locks that protect `cell`."""
+        """Add one access to what is known of the locks that protect `cell` and the life of its owner."""
+        self._learn(cell, write)
+        life = cell.owner.life
+        if life is not None and life is not cell:
+            self._learn(life, False)
+
+    def _learn(self, cell: Cell, write: bool) -> None:
         held = self.held[self.task]
         cell.accessors |= 1 << self.task
         if write:
