@@ -42,6 +42,7 @@ class Node:
         "kind",
         "learned",
         "life",
+        "local",
         "marked",
         "op",
         "origin",
@@ -62,6 +63,7 @@ class Node:
         self.edges: dict[Value, Node] = {}
         self.kind = op.kind
         self.marked = op.marked
+        self.local = op.local
         self.releases = op.releases
         self.domain: Domain | None = op.focus.domain if op.focus is not None else None
         self.outcomes = op.outcomes if isinstance(op, Choose) else 0

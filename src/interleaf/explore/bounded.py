@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from interleaf.runtime.cells import World
-from interleaf.runtime.execution import Schedule, StepLimit
+from interleaf.runtime.execution import Move, Schedule, StepLimit
 from interleaf.runtime.findings import Violation
 
 from .livelock import alternatives
-from .machine import Choices, Machine, Snapshot, Undisciplined
+from .machine import Basic, Choices, Machine, Snapshot, Undisciplined
 from .outcome import DEADLOCK, Bounds, Found, Outcome
 
 Wanted = Callable[[Violation], bool]
@@ -35,7 +35,7 @@ class _Enough(Exception):
 class _Frame:
     snapshot: Snapshot
     budget: int
-    arrived: tuple[str, list[Choices]]
+    arrived: tuple[str, list[Basic]]
     todo: list[tuple[int, Choices, int]]
     """(task, choices, preemptions that it costs)."""
     awake: bool
@@ -124,7 +124,7 @@ class BoundedSearch:
             raise _Enough(f"the bound of {limit:g} seconds was reached")
         frame.todo.extend((task, other, cost) for other in alternatives(choices, machine.branches))
         name = machine.task(task).name
-        steps = tuple((name, basic) for basic in machine.basic)
+        steps = tuple(Move(name, *basic) for basic in machine.basic)
         self._report(machine.violations, steps)
         if machine.dead:
             self._executed()
@@ -135,7 +135,7 @@ class BoundedSearch:
             self._report(self.final(machine), steps)
         self._push(task, frame.budget - cost, (name, machine.basic))
 
-    def _push(self, last: int, budget: int, arrived: tuple[str, list[Choices]]) -> None:
+    def _push(self, last: int, budget: int, arrived: tuple[str, list[Basic]]) -> None:
         machine = self.machine
         key = (machine.key(), last)
         if self.visited.get(key, -1) >= budget:
@@ -173,7 +173,7 @@ class BoundedSearch:
         for violation in violations:
             if self.wanted is not None and not self.wanted(violation):
                 continue
-            before = ((frame.arrived[0], choices) for frame in self._stack[1:] for choices in frame.arrived[1])
+            before = (Move(frame.arrived[0], *basic) for frame in self._stack[1:] for basic in frame.arrived[1])
             self.outcome.add(Found(violation, (*before, *steps), self.outcome.executions + 1))
             if self.wanted is not None:
                 raise _Enough("found")

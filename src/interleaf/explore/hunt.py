@@ -22,11 +22,11 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from interleaf.runtime.cells import World
-from interleaf.runtime.execution import StepLimit
+from interleaf.runtime.execution import Move, StepLimit
 from interleaf.runtime.findings import Violation
 
 from .bounded import deadlock
-from .machine import Choices, Machine
+from .machine import Machine
 from .outcome import Bounds, Found, Outcome
 
 SPIN_LIMIT = 50
@@ -194,7 +194,7 @@ class Hunt:
         self.inspect = inspect
         self.final = final
         self.stop_at_first = stop_at_first
-        self.machine = Machine(World(), setup, reduce=False)
+        self.machine = Machine(World(), setup, reduce=False, learn=False)
         self.outcome = Outcome("hunt", stopped=f"a hunt with seed {seed} tries random schedules only")
 
     def run(self) -> Outcome:
@@ -223,7 +223,7 @@ class Hunt:
         machine, rng, outcome = self.machine, self.rng, self.outcome
         machine.restore(machine.initial)
         strategy.begin(machine, rng)
-        steps: list[tuple[str, Choices]] = []
+        steps: list[Move] = []
         last = task = -1
         streak = 0
         while len(steps) < self.bounds.steps:
@@ -241,7 +241,7 @@ class Hunt:
                 break
             outcome.transitions += 1
             strategy.stepped(machine, task, rng)
-            steps.extend((machine.task(task).name, basic) for basic in machine.basic)
+            steps.extend(Move(machine.task(task).name, *basic) for basic in machine.basic)
             streak = streak + 1 if task == last else 0
             last = task
             self._report(machine.violations, steps)
@@ -273,6 +273,6 @@ class Hunt:
                 machine.step(task, tuple(taken))
         return True
 
-    def _report(self, violations: list[Violation], steps: list[tuple[str, Choices]]) -> None:
+    def _report(self, violations: list[Violation], steps: list[Move]) -> None:
         for violation in violations:
             self.outcome.add(Found(violation, tuple(steps), self.outcome.executions + 1))

@@ -7,6 +7,9 @@ task touches, or that is never written; and the giving back of a lock, which onl
 movers, CACM 1975). When an access breaks the discipline, `Undisciplined` is raised and the search starts again
 without that assumption, so that its last pass relies on nothing that was not checked (Stoller & Cohen, FMSD
 2006).
+
+Plain accesses are treated alike: those that follow a discipline are no scheduling points; the others could be
+data races, so they are, and two tasks that are both about to make conflicting ones are seen in a state.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ CHAIN_LIMIT = 20_000
 """Operations in one step; a task that does more without a scheduling point is taken to loop for ever."""
 
 Choices: TypeAlias = tuple[int, ...]
+Basic: TypeAlias = tuple[Choices, int]
 
 
 class Undisciplined(Exception):
@@ -48,20 +52,33 @@ class Snapshot:
 
 
 class Machine:
-    """A program at one of its states. `reduce` leaves out invisible scheduling points.
+    """A program at one of its states.
 
-    After `step`: `reads`, `writes`, `plains` are its footprint (bit sets of cells), `basic` its schedule in steps
-    of an `Execution`, `branches` the number of outcomes of each choice in it, `violations` what it violated, and
-    `dead` whether a fatal violation ended the execution.
+    With `reduce` the marked operations that nobody can notice are no scheduling points. With `learn` a broken
+    discipline is raised, and plain accesses that follow none are scheduling points; without, only marked
+    operations are.
+
+    After `step`: `reads`, `writes`, `plains` of its memory are its footprint (bit sets of cells), `basic` its
+    schedule in steps of an `Execution` (as (choices, operations), see `Move`), `branches` the number of outcomes
+    of each choice in it, `violations` what it violated, and `dead` whether a fatal one ended the execution.
     """
 
-    def __init__(self, world: World, setup: Callable[[], object], *, reduce: bool = True, flat: bool = False) -> None:
+    def __init__(
+        self,
+        world: World,
+        setup: Callable[[], object],
+        *,
+        reduce: bool = True,
+        learn: bool = True,
+        flat: bool = False,
+    ) -> None:
         self.world = world
         self.reduce = reduce
+        self.learn = learn
         self.automata = Automata(world, flat)
         self.memory = Memory(world)
         self.nodes: list[Node | None] = []
-        self.basic: list[Choices] = []
+        self.basic: list[Basic] = []
         self.branches: list[int] = []
         self.violations: list[Violation] = []
         self.dead = False
@@ -119,17 +136,24 @@ class Machine:
         self.violations = []
         self.dead = False
         outcomes: Choices = ()
-        self.basic = []
+        self.basic = basic = []
         first = True
+        begun = cut = 0
         seen: tuple[Node, int] | None = None
         for count in range(CHAIN_LIMIT):
-            if not first and node.marked and self._stops(node):
-                break
+            if not first:
+                if node.marked:
+                    if self._stops(node):
+                        break
+                elif not node.local and self._stops_plain(node):
+                    cut = count - begun
+                    break
             if count & 63 == 63:
                 # A loop without scheduling points that changes nothing spins: let others run (Brent's cycle finding).
                 if seen is None or count & (count + 1) == 0:
                     seen = (node, memory.zobrist)
             elif seen is not None and seen == (node, memory.zobrist):
+                cut = 0 if node.marked else count - begun
                 break
             kind = node.kind
             try:
@@ -179,7 +203,7 @@ class Machine:
                 self.violations.append(raised.violation)
                 self.dead = True
                 if node.marked and not first:
-                    self.basic.append(outcomes)
+                    basic.append((outcomes, 0))
                     outcomes = ()
                 break
             if result is BLOCK:
@@ -188,11 +212,12 @@ class Machine:
                 break
             if memory.broken is not None:
                 domain, memory.broken = memory.broken, None
-                if self.reduce:
+                if self.learn:
                     raise Undisciplined(domain)
             if node.marked and not first:
-                self.basic.append(outcomes)
+                basic.append((outcomes, 0))
                 outcomes = ()
+                begun = count
             following = node.edges.get(result)
             if following is None:
                 following = self.automata.extend(node, result)
@@ -209,22 +234,23 @@ class Machine:
                 f"task {self.task(index)} did {CHAIN_LIMIT} operations without a scheduling point; the last was "
                 f"{node.op.name} at {node.op.site[0]}:{node.op.site[1]}"
             )
-        self.basic.append(outcomes)
+        basic.append((outcomes, cut))
         self.operations += 1
         return True
-
-    def replay(self, schedule: Sequence[tuple[str, Sequence[int]]]) -> None:
-        """Go from the initial state through a schedule of `Execution` steps; the machine must not reduce."""
-        index_of = {task.name: task.index for task in self.world.tasks}
-        for name, choices in schedule:
-            if not self.step(index_of[name], choices):
-                raise ModelError(f"the replay diverges: task {name} should run, but it waits.")
 
     def _stops(self, node: Node) -> bool:
         """Is there a scheduling point before the operation of `node`?"""
         if not self.reduce or node.domain is None:
             return True
         return node.domain.observed if node.releases else not node.domain.protected
+
+    def _stops_plain(self, node: Node) -> bool:
+        """Is there a scheduling point before a plain operation?"""
+        if not self.learn:
+            return False
+        if node.domain is None or not node.domain.protected:
+            return True
+        return node.life is not None and not node.life.domain.protected
 
     def _spawn(self) -> None:
         memory = self.memory

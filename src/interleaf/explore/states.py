@@ -26,13 +26,13 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from interleaf.runtime.cells import World
-from interleaf.runtime.execution import Schedule, StepLimit
+from interleaf.runtime.execution import Move, Schedule, StepLimit
 from interleaf.runtime.findings import Violation
 
 from .audit import Auditor
 from .bounded import deadlock
 from .livelock import alternatives, spinning
-from .machine import Choices, Machine, Snapshot, Undisciplined
+from .machine import Basic, Choices, Machine, Snapshot, Undisciplined
 from .outcome import LIVELOCK, Bounds, Found, Outcome
 from .window import race_between
 
@@ -94,7 +94,7 @@ class _Frame:
         "union",
     )
 
-    def __init__(self, snapshot: Snapshot, key: int, last: int, arrived: tuple[int, list[Choices]]) -> None:
+    def __init__(self, snapshot: Snapshot, key: int, last: int, arrived: tuple[int, list[Basic]]) -> None:
         self.snapshot = snapshot
         self.key = key
         self.last = last
@@ -181,13 +181,13 @@ class StateSearch:
 
     def schedule(self, last: bool = True) -> Schedule:
         """The schedule of the current path; with `last`, the step that the machine has just made too."""
-        steps: list[tuple[str, Choices]] = []
+        steps: list[Move] = []
         for frame in self.stack[1:]:
             name = self.machine.task(frame.arrived[0]).name
-            steps.extend((name, choices) for choices in frame.arrived[1])
+            steps.extend(Move(name, *basic) for basic in frame.arrived[1])
         if last:
             name = self.machine.task(self.machine.memory.task).name
-            steps.extend((name, choices) for choices in self.machine.basic)
+            steps.extend(Move(name, *basic) for basic in self.machine.basic)
         return tuple(steps)
 
     def _pass(self) -> bool:
@@ -239,17 +239,15 @@ class StateSearch:
             outcome.executions += 1
             return
         sleep: dict[int, Footprint] = {}
-        if self.options.sleep:
-            reads, writes, _ = footprint
-            touched = reads | writes
-            for known in (frame.sleep, frame.done):
-                for other, theirs in known.items():
-                    if writes & (theirs[0] | theirs[1]) or theirs[1] & touched:
-                        self._race(frame, task, choices, footprint, other, theirs)
-                    elif other != task:
-                        sleep[other] = theirs
-        basic = machine.basic
-        self._arrive(sleep, task, (task, basic))
+        reads, writes, _ = footprint
+        touched = reads | writes
+        for known in (frame.sleep, frame.done):
+            for other, theirs in known.items():
+                if writes & (theirs[0] | theirs[1]) or theirs[1] & touched:
+                    self._race(frame, task, choices, footprint, other, theirs)
+                elif other != task and self.options.sleep:
+                    sleep[other] = theirs
+        self._arrive(sleep, task, (task, machine.basic))
 
     def _finish(self, frame: _Frame) -> None:
         """All outcomes of the running task's choices are explored: it is done here."""
@@ -257,7 +255,7 @@ class StateSearch:
             frame.done[frame.running] = frame.union
             frame.running = -1
 
-    def _arrive(self, sleep: dict[int, Footprint], last: int, arrived: tuple[int, list[Choices]]) -> None:
+    def _arrive(self, sleep: dict[int, Footprint], last: int, arrived: tuple[int, list[Basic]]) -> None:
         """The machine is in a state: push it if anything is to be explored from it."""
         machine = self.machine
         outcome = self.outcome
@@ -339,7 +337,7 @@ class StateSearch:
         self.machine.restore(self.machine.initial)
         for passed in self.stack[1:]:
             task, basic = passed.arrived
-            self.machine.step(task, tuple(outcome for choices in basic for outcome in choices))
+            self.machine.step(task, tuple(outcome for choices, _ in basic for outcome in choices))
 
     def _race(
         self, frame: _Frame, task: int, choices: Choices, footprint: Footprint, other: int, theirs: Footprint

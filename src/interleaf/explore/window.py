@@ -1,16 +1,15 @@
 """Is there a data race between two steps that can both be taken in one state?
 
-Plain accesses are no scheduling points, so the search never stops between two of them. It need not: if two
-conflicting accesses are unordered in some execution, there is a reachable state in which both tasks can take
-the steps that contain them. The search knows the footprints of all steps that can be taken in each state; where
-two conflict on a plain access, the two steps are run one after the other, in both orders, under the
-happens-before detector.
+If two conflicting accesses are unordered in some execution, there is a reachable state in which both tasks are
+about to make them, since an access that follows no lock discipline is a scheduling point (see `machine.py`).
+The search knows the footprints of all steps that can be taken in each state; where two conflict on a plain
+access, the two steps are run one after the other, in both orders, under the happens-before detector.
 """
 
 from __future__ import annotations
 
 from interleaf.runtime.cells import Cell
-from interleaf.runtime.execution import Schedule
+from interleaf.runtime.execution import Move, Schedule
 from interleaf.runtime.findings import Violation
 from interleaf.runtime.races import RaceDetector
 
@@ -44,14 +43,14 @@ def _run(
 ) -> tuple[Violation, Schedule] | None:
     detector = RaceDetector(lambda: machine.site, cell)
     memory = machine.memory
-    steps: list[tuple[str, Choices]] = []
+    steps: list[Move] = []
     machine.restore(snapshot)
     memory.observer = detector
     try:
         for task, choices in (first, second):
             if machine.nodes[task] is None or not machine.step(task, choices):
                 break
-            steps.extend((machine.task(task).name, basic) for basic in machine.basic)
+            steps.extend(Move(machine.task(task).name, *basic) for basic in machine.basic)
     finally:
         memory.observer = None
     return (detector.races[0], tuple(steps)) if detector.races else None

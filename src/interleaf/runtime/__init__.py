@@ -17,7 +17,7 @@ Nothing here knows of kernels, and nothing here searches.
 
 from .carrier import checkpoint, is_running, quiet, routine
 from .cells import World
-from .execution import Execution, Schedule, Step, StepLimit
+from .execution import Execution, Move, Schedule, Step, StepLimit
 from .findings import ModelError, Violation
 from .memory import BLOCK, Memory
 from .objects import Array, Const, Embedded, Marked, Object, Plain, container_of, free, new
@@ -52,6 +52,7 @@ __all__ = [
     "Marked",
     "Memory",
     "ModelError",
+    "Move",
     "Object",
     "Plain",
     "Schedule",

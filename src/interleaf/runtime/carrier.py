@@ -52,6 +52,8 @@ class Op:
 
     kind: ClassVar[int] = CUSTOM
     marked: bool = False
+    local: bool = False
+    """Touches nothing that another task can reach, so that it never matters when it happens."""
     focus: Cell | None = None
     releases: bool = False
     site: tuple[str, int, str] = ("", 0, "")
@@ -74,6 +76,7 @@ class End(Op):
     """The task's function has returned."""
 
     kind = END
+    local = True
 
     def text(self, result: Value) -> str:
         return "ends"

@@ -2,14 +2,15 @@
 
 A *step* is what a task does between two scheduling points: its pending marked operation and the plain
 operations and choices after it, up to just before the next marked one. A schedule is the list of steps: which
-task, and the outcome of each choice it met. The same schedule gives the same run.
+task, and the outcome of each choice it met. The same schedule gives the same run. A step may also be cut
+short before a plain operation, which shows what a data race does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from .carrier import CHOICE, END, Carrier, Op
 from .cells import World
@@ -18,8 +19,18 @@ from .memory import BLOCK, NOTHING_HELD, Memory, Observer
 from .operations import Choose, Task, intern_task
 from .values import Value
 
-Schedule: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
-"""(task, outcomes of its choices), one pair a step."""
+
+class Move(NamedTuple):
+    """One step of a schedule."""
+
+    task: str
+    choices: tuple[int, ...] = ()
+    """Outcomes of the choices on the way."""
+    operations: int = 0
+    """How many operations the step has; 0: all up to the next marked one."""
+
+
+Schedule: TypeAlias = tuple[Move, ...]
 
 STEP_LIMIT = 100_000
 """Operations in one execution, unless the caller says otherwise."""
@@ -46,6 +57,8 @@ class Step:
 
     task: Task
     choices: tuple[int, ...] = ()
+    operations: int = 0
+    """As in `Move`."""
     reads: int = 0
     writes: int = 0
     plains: int = 0
@@ -104,12 +117,15 @@ class Execution:
     @property
     def schedule(self) -> Schedule:
         """The schedule so far, without the set-up."""
-        return tuple((step.task.name, step.choices) for step in self.steps if step.task is not self.setup)
+        return tuple(
+            Move(step.task.name, step.choices, step.operations) for step in self.steps if step.task is not self.setup
+        )
 
-    def step(self, task: Task, choices: Iterable[int] = ()) -> Step | None:
+    def step(self, task: Task, choices: Iterable[int] = (), operations: int = 0) -> Step | None:
         """Run one step of `task`, or return None if its operation cannot happen now.
 
-        `choices` are the outcomes of the choices on the way; beyond them every choice is 0.
+        `choices` are the outcomes of the choices on the way; beyond them every choice is 0. With `operations`,
+        the step ends after so many of them at the latest.
         """
         index = task.index
         op = self.pending.get(index)
@@ -119,7 +135,7 @@ class Execution:
         memory.begin_step(index)
         memory.order(task, acquire=True)
         memory.solo = len(self.pending) == 1
-        step = Step(task)
+        step = Step(task, operations=operations)
         outcomes = iter(choices)
         first = True
         while True:
@@ -147,22 +163,23 @@ class Execution:
                 raise StepLimit(f"{self.operations} operations without an end")
             op = self.pending[index] = self.carriers[index].resume(result)
             first = False
-            if op.marked:
+            operations -= 1
+            if op.marked or operations == 0:
                 break
         step.reads, step.writes, step.plains = memory.reads, memory.writes, memory.plains
         self.steps.append(step)
         return step
 
-    def replay(self, schedule: Sequence[tuple[str, Sequence[int]]]) -> Iterator[Step]:
+    def replay(self, schedule: Schedule) -> Iterator[Step]:
         """Run the steps of `schedule`; ModelError names the step where the model no longer follows it."""
-        for position, (name, choices) in enumerate(schedule):
+        for position, (name, choices, operations) in enumerate(schedule):
             running = {task.name: task for task in self.unfinished}
             if name not in running:
                 raise ModelError(
                     f"the replay diverges at step {position}: task {name} should run, but the tasks that have not "
                     f"ended are {', '.join(running) or 'none'}. The model or the design has changed."
                 )
-            step = self.step(running[name], choices)
+            step = self.step(running[name], choices, operations)
             if step is None:
                 op = self.pending[running[name].index]
                 raise ModelError(

@@ -334,6 +334,8 @@ class Write(Op):
 class New(Op):
     """Create the next object of a class; its name is (creating task, class, how many before it)."""
 
+    local = True
+
     def __init__(self, cls: type[Object], values: tuple[tuple[str, Value], ...]) -> None:
         self.cls = cls
         self.values = values
@@ -380,7 +382,7 @@ class Free(Op):
         if obj.life is None or obj.root is not obj:
             raise ModelError(f"free({obj}): only an outermost object of a class with freeable = True can be freed.")
         self.obj = obj
-        self.life: Cell = obj.life
+        self.life = self.focus = obj.life
 
     def run(self, memory: Memory) -> None:
         if memory.values[self.life.index] != ALIVE:

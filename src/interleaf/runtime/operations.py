@@ -106,6 +106,7 @@ class Choose(Op):
     """The environment decides: every outcome 0 … n-1 is possible."""
 
     kind = CHOICE
+    local = True
 
     def __init__(self, outcomes: int, what: str) -> None:
         self.outcomes = outcomes
@@ -121,6 +122,8 @@ class Choose(Op):
 class Report(Op):
     """Report a violation found by model code."""
 
+    local = True
+
     def __init__(self, violation: Violation) -> None:
         self.violation = violation
 
@@ -133,6 +136,8 @@ class Report(Op):
 
 class Spawn(Op):
     """Start a task."""
+
+    local = True
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Value, ...], label: str | None) -> None:
         self.function = function
