@@ -114,7 +114,7 @@ def _unlink(memory: Memory, entry: list_head) -> None:
     memory.store(prev, list_head.next, next)
 
 
-def _own(node: list_head, *_others: list_head) -> Cell:
+def _own(node: list_head, *_neighbours: list_head) -> Cell:
     return list_head.next.cell(node)
 
 
@@ -226,50 +226,46 @@ def list_for_each_entry_safe(head: list_head, cls: type[T]) -> Iterator[T]:
         node = following
 
 
-@operation(marked=False)
-def _prepare(memory: Memory, new: list_head, prev: Any, next: Any) -> None:
+@operation(marked=False, words=lambda new, head, tail, _: f"prepares {new} for {head}")
+def _prepare(memory: Memory, new: list_head, head: list_head, tail: bool) -> None:
+    prev = _prev(memory, head) if tail else head
+    next = head if tail else _next(memory, head)
     _check_add(memory, new, prev, next)
     memory.store(new, list_head.next, next, True)
     memory.store(new, list_head.prev, prev, True)
 
 
-@operation(focus=lambda new, prev, next: list_head.next.cell(prev), words=lambda new, prev, next, _: f"publishes {new}")
-def _publish(memory: Memory, new: list_head, prev: list_head, next: list_head) -> None:
+@operation(focus=_heads, words=lambda new, head, _: f"publishes {new} on {head}")
+def _publish(memory: Memory, new: list_head, head: list_head) -> None:
+    prev = _prev(memory, new)
     memory.order(list_head.next.cell(prev), release=True)
     memory.store(prev, list_head.next, new)
-    memory.store(next, list_head.prev, new, True)
+    memory.store(_next(memory, new), list_head.prev, new, True)
 
 
-@operation(marked=False)
+def list_add_rcu(new: list_head, head: list_head) -> None:
+    """Insert `new` after `head`, where RCU readers may walk. Writers must exclude each other."""
+    _prepare(new, head, False)
+    _publish(new, head)
+
+
+def list_add_tail_rcu(new: list_head, head: list_head) -> None:
+    """Insert `new` before `head`, where RCU readers may walk. Writers must exclude each other."""
+    _prepare(new, head, True)
+    _publish(new, head)
+
+
+@operation(marked=False, words=lambda entry, _: f"looks at the neighbours of {entry}")
 def _neighbours(memory: Memory, entry: list_head) -> tuple[list_head, list_head]:
     prev, next = _check_del(memory, entry)
     memory.store(next, list_head.prev, prev, True)
     return prev, next
 
 
-@operation(
-    focus=lambda entry, prev, next: list_head.next.cell(prev),
-    words=lambda entry, prev, next, _: f"takes {entry} off its list; readers may still stand on it",
-)
+@operation(focus=_own, words=lambda entry, prev, next, _: f"takes {entry} off its list; readers may still stand on it")
 def _retract(memory: Memory, entry: list_head, prev: list_head, next: list_head) -> None:
     memory.store(prev, list_head.next, next)
     memory.store(entry, list_head.prev, LIST_POISON2, True)
-
-
-@routine
-def list_add_rcu(new: list_head, head: list_head) -> None:
-    """Insert `new` after `head`, where RCU readers may walk. Writers must exclude each other."""
-    next = read_plain(head, list_head.next)
-    _prepare(new, head, next)
-    _publish(new, head, next)
-
-
-@routine
-def list_add_tail_rcu(new: list_head, head: list_head) -> None:
-    """Insert `new` before `head`, where RCU readers may walk. Writers must exclude each other."""
-    prev = read_plain(head, list_head.prev)
-    _prepare(new, prev, head)
-    _publish(new, prev, head)
 
 
 @routine

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 from interleaf.runtime import Memory, Object, Violation
@@ -41,6 +42,11 @@ class lockdep_map(Object):
     shared: ClassVar[bool] = True
     """Those who hold it not exclusively let each other in."""
 
+    @property
+    def lock_class(self) -> str:
+        """What lockdep orders: the field that this is, in all objects of its kind."""
+        return self.domain_name
+
 
 class lock(lockdep_map):
     """A lock. `holders` is 0 when it is free, ~index of the task that holds it exclusively, or the bit set of the
@@ -54,17 +60,17 @@ class LockOrder:
     """What a world knows of its lock classes, over all executions."""
 
     def __init__(self) -> None:
-        self.seen: set[tuple[object, int, int]] = set()
-        """(locks held, lock taken, how) that need no second look."""
+        self.seen: dict[tuple[object, int, int], tuple[str, ...]] = {}
+        """(locks held, lock taken, how) -> what is wrong with that: the same each time, whoever comes first."""
         self.after: dict[str, dict[str, dict[tuple[bool, bool], str]]] = {}
-        """class held -> class taken -> (holder shared?, taker a recursive reader?) -> function."""
+        """class held -> class taken -> (holder shared?, taker a recursive reader?) -> where."""
 
-    def add(self, held: str, taken: str, shared: bool, recursive: bool, function: str) -> list[str]:
+    def add(self, held: str, taken: str, shared: bool, recursive: bool, where: str) -> list[str]:
         """Add a dependency; return the cycle that it closes, as lines for people, or nothing."""
         kinds = self.after.setdefault(held, {}).setdefault(taken, {})
         if (shared, recursive) in kinds:
             return []
-        kinds[shared, recursive] = function
+        kinds[shared, recursive] = where
         start = (taken, recursive)
         came: dict[tuple[str, bool], tuple[tuple[str, bool], str]] = {}
         queue = [start]
@@ -73,15 +79,15 @@ class LockOrder:
                 lines = []
                 step = (name, weak)
                 while step != start:
-                    before, where = came[step]
-                    lines.append(f"{step[0]} is taken under {before[0]} in {where}()")
+                    before, by = came[step]
+                    lines.append(f"{step[0]} is taken under {before[0]} in {by}")
                     step = before
                 return lines[::-1]
             for following, ways in self.after.get(name, {}).items():
-                for (holder_shared, taker_recursive), where in ways.items():
+                for (holder_shared, taker_recursive), by in ways.items():
                     reached = (following, taker_recursive)
                     if not (weak and holder_shared) and reached not in came and reached != start:
-                        came[reached] = ((name, weak), where)
+                        came[reached] = ((name, weak), by)
                         queue.append(reached)
         return []
 
@@ -94,9 +100,16 @@ def lock_order(memory: Memory) -> LockOrder:
     return found
 
 
-def class_of(cell: Cell) -> str:
-    """The lock class of the lock whose state is `cell`."""
-    return cell.owner.domain_name
+def place(site: Site) -> str:
+    """Where in the model an operation was asked for, in words."""
+    return f"{site[2]}()" if site[2] else "the kernel itself"
+
+
+def known(cell: Cell) -> lockdep_map:
+    """What is held when `cell` is in the list of held locks."""
+    owner = cell.owner
+    assert isinstance(owner, lockdep_map), f"{cell} is held, but is no lockdep_map"
+    return owner
 
 
 def lock_acquire(memory: Memory, cell: Cell, read: int, site: Site) -> None:
@@ -106,26 +119,30 @@ def lock_acquire(memory: Memory, cell: Cell, read: int, site: Site) -> None:
         return
     order = lock_order(memory)
     key = (held.locks, cell.index, read)
-    if key in order.seen:
-        return
-    order.seen.add(key)
-    taken = class_of(cell)
+    messages = order.seen.get(key)
+    if messages is None:
+        messages = order.seen[key] = tuple(_depend(order, cell, held, read == RECURSIVE_READ, place(site)))
+    for message in messages:
+        _report(memory, message)
+
+
+def _depend(order: LockOrder, cell: Cell, held: Held, recursive: bool, where: str) -> Iterator[str]:
+    """Whoever takes `cell` while it holds `held` makes these dependencies; what do they violate?"""
+    taken = known(cell).lock_class
     for other, exclusive in held.locks:
-        owner = other.owner
-        if not isinstance(owner, lockdep_map) or not owner.ordered or other is cell:
+        owner = known(other)
+        if not owner.ordered or other is cell:
             continue
         shared = owner.shared and not exclusive
-        name = owner.domain_name
-        if name == taken:
-            if not (shared and read == RECURSIVE_READ):
-                _report(memory, f"possible recursive locking: a second {taken} is taken in {site[2]}()")
-            continue
-        cycle = order.add(name, taken, shared, read == RECURSIVE_READ, site[2])
-        if cycle:
-            _report(
-                memory,
-                f"possible circular locking: {taken} is taken under {name} in {site[2]}(), but {', and '.join(cycle)}",
-            )
+        name = owner.lock_class
+        if name != taken:
+            cycle = order.add(name, taken, shared, recursive, where)
+            if cycle:
+                yield (
+                    f"possible circular locking: {taken} is taken under {name} in {where}, but {', and '.join(cycle)}"
+                )
+        elif not (shared and recursive):
+            yield f"possible recursive locking: a second {taken} is taken in {where}"
 
 
 def lock_release(memory: Memory, cell: Cell, exclusive: bool, site: Site) -> None:
@@ -136,7 +153,7 @@ def lock_release(memory: Memory, cell: Cell, exclusive: bool, site: Site) -> Non
         how = f"but holds it for {'reading' if exclusive else 'writing'}" if held.any & cell.bit else "not holding it"
         raise ViolationRaised(
             Violation(
-                "lockdep", f"bad unlock balance: {_task(memory)} releases {name} in {site[2]}(), {how}", True, name
+                "lockdep", f"bad unlock balance: {_task(memory)} releases {name} in {place(site)}, {how}", True, name
             )
         )
 
@@ -145,7 +162,8 @@ def lock_sync(memory: Memory, cell: Cell, site: Site) -> None:
     """The running task waits for all holders of `cell`, without holding it afterwards (lock_sync)."""
     held = memory.held[memory.task]
     if held.any & cell.bit:
-        _report(memory, f"{_task(memory)} waits in {site[2]}() for all users of {cell.owner.name}, and is one itself")
+        message = f"{_task(memory)} waits in {place(site)} for all users of {cell.owner}, and is one itself"
+        raise ViolationRaised(Violation("lockdep", message, True, cell.owner.name))
     lock_acquire(memory, cell, EXCLUSIVE, site)
 
 
@@ -153,7 +171,9 @@ def self_deadlock(memory: Memory, cell: Cell, site: Site) -> None:
     """The running task takes a lock that it already holds in a conflicting way: it would wait for ever."""
     name = cell.owner.name
     raise ViolationRaised(
-        Violation("lockdep", f"recursive locking: {_task(memory)} takes {name} in {site[2]}() and holds it", True, name)
+        Violation(
+            "lockdep", f"recursive locking: {_task(memory)} takes {name} in {place(site)} and holds it", True, name
+        )
     )
 
 
@@ -162,12 +182,12 @@ def may_sleep(memory: Memory, site: Site) -> None:
     held = memory.held[memory.task]
     if held.any:
         for cell, _exclusive in held.locks:
-            owner = cell.owner
-            if isinstance(owner, lockdep_map) and owner.atomic:
+            owner = known(cell)
+            if owner.atomic:
                 memory.violate(
                     Violation(
                         "sleeping-while-atomic",
-                        f"{_task(memory)} may sleep in {site[2]}() and {describe(cell)}",
+                        f"{_task(memory)} may sleep in {place(site)} and {describe(cell)}",
                         False,
                         owner.name,
                     )
@@ -179,14 +199,6 @@ def describe(cell: Cell) -> str:
     """What it means to hold `cell`."""
     owner = cell.owner
     return f"holds {owner.name}" if isinstance(owner, lock) else f"is in {owner.name}"
-
-
-def task_ends(memory: Memory) -> None:
-    """A task ends: it must have given back everything (debug_check_no_locks_held)."""
-    held = memory.held[memory.task]
-    if held.any:
-        names = ", ".join(describe(cell) for cell, _exclusive in held.locks)
-        _report(memory, f"{_task(memory)} ends, and still {names}")
 
 
 def _report(memory: Memory, message: str) -> None:
@@ -211,7 +223,9 @@ class _Assert(Op):
     def run(self, memory: Memory) -> Value:
         memory.exercise("lockdep")
         if not self.wanted(memory.held[memory.task]) & self.cell.bit:
-            _report(memory, f"{_task(memory)} is in {self.site[2]}() without holding {self.cell.owner.name}{self.how}")
+            _report(
+                memory, f"{_task(memory)} is in {place(self.site)} without holding {self.cell.owner.name}{self.how}"
+            )
 
     def text(self, result: Value) -> str:
         return f"asserts that {self.cell.owner} is held{self.how}"

@@ -8,44 +8,37 @@ alone does not.
 Rules (CONFIG_PROVE_RCU, CONFIG_DEBUG_OBJECTS_RCU_HEAD): a pointer is followed in a reader only, or with a condition
 that protects it (a lock of the writers); readers do not sleep, so they do not synchronize_rcu() either; locks and
 unlocks balance; the same callback is not queued twice.
-
-The state knows, for each reader, who waits for it, and nothing that counts grace periods, so that executions in
-which the same readers and waiters remain are in the same state. Readers are independent of each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from interleaf.runtime import BLOCK, Array, Marked, Memory, Object, Task, Violation, canonical, routine
+from interleaf.runtime import BLOCK, Array, Marked, Memory, Object, Violation, canonical, routine
 from interleaf.runtime.carrier import Op, perform, running
 from interleaf.runtime.cells import Cell, World
 from interleaf.runtime.objects import Field, show, singleton
 from interleaf.runtime.operations import intern_task
 from interleaf.runtime.values import Value
 
-from .lockdep import lockdep_map, may_sleep
+from .grace import Readers, begin, enter, leave, over
+from .lockdep import lockdep_map, may_sleep, place
+from .sched import AllDone
 
 T = TypeVar("T")
 
 
-class RcuState(lockdep_map):
-    """The kernel's one RCU. Tasks are known by their bits."""
+class RcuState(Readers):
+    """The kernel's one RCU. A reader is the index of its task."""
 
     atomic = True
     ordered = False
 
-    readers = Marked(0)
-    """Tasks in a read-side critical section."""
     nesting = Array(0)
     """Per task: read-side critical sections beyond the outermost."""
-    waiters = Array(0)
-    """Per reader: tasks whose grace period waits for it."""
-    awaited = Array(0)
-    """Per waiting task: the readers that were inside when its grace period began."""
     callbacks = Marked(0)
-    """Callbacks that were queued and have not ended."""
+    """Callbacks that were queued and have not ended, as the bits of their tasks."""
     heads = Array(0)
     """Per callback and arguments: twice the number of times it was queued before, plus 1 if it is queued now."""
 
@@ -65,7 +58,6 @@ class _Known:
         self.state = singleton(world, RcuState)
         self.readers = RcuState.readers.cell(self.state)
         self.callbacks = RcuState.callbacks.cell(self.state)
-        self.ended = (self.readers, "shared")
         self.softirq = RcuCallback.running.cell(singleton(world, RcuCallback))
 
 
@@ -76,14 +68,6 @@ def _known(world: World) -> _Known:
     return found
 
 
-def bits(mask: int) -> Iterator[int]:
-    """The positions of the bits that are set."""
-    while mask:
-        low = mask & -mask
-        yield low.bit_length() - 1
-        mask ^= low
-
-
 class _RcuOp(Op):
     marked = True
 
@@ -92,7 +76,7 @@ class _RcuOp(Op):
 
     def violate(self, memory: Memory, what: str, fatal: bool) -> None:
         task = memory.world.tasks[memory.task]
-        memory.violate(Violation("suspicious-rcu-usage", f"{task} in {self.site[2]}(): {what}", fatal))
+        memory.violate(Violation("suspicious-rcu-usage", f"{task} in {place(self.site)}: {what}", fatal))
 
 
 class _ReadLock(_RcuOp):
@@ -109,8 +93,7 @@ class _ReadLock(_RcuOp):
             depth = RcuState.nesting.element(self.known.state, task)
             memory.store_cell(depth, memory.load_cell(depth) + 1)
             return
-        memory.commute_cell(cell, memory.values[cell.index] | 1 << task)
-        memory.hold(cell, False)
+        enter(memory, cell, task)
 
     def text(self, result: Value) -> str:
         return "enters an RCU reader"
@@ -134,25 +117,10 @@ class _ReadUnlock(_RcuOp):
         if memory.values[depth.index]:
             memory.store_cell(depth, memory.load_cell(depth) - 1)
             return
-        memory.commute_cell(cell, memory.values[cell.index] & ~(1 << task))
-        waiters = RcuState.waiters.element(known.state, task)
-        if memory.values[waiters.index]:
-            memory.store_cell(waiters, 0)
-        memory.drop(cell)
+        leave(memory, known.state, cell, task)
 
     def text(self, result: Value) -> str:
         return "leaves the RCU reader"
-
-
-def _begin(memory: Memory, known: _Known, waiter: int) -> None:
-    """A grace period begins, for which the task `waiter` will wait."""
-    readers = memory.values[known.readers.index]
-    memory.store_cell(known.readers, readers)
-    memory.order(known.readers, release=True)
-    for reader in bits(readers):
-        cell = RcuState.waiters.element(known.state, reader)
-        memory.store_cell(cell, memory.load_cell(cell) | 1 << waiter)
-    memory.set(RcuState.awaited.element(known.state, waiter), readers)
 
 
 class _GracePeriod(_RcuOp):
@@ -161,16 +129,7 @@ class _GracePeriod(_RcuOp):
     name = "grace_period"
 
     def run(self, memory: Memory) -> Value:
-        known = self.known
-        waiter = memory.task
-        awaited = RcuState.awaited.element(known.state, waiter)
-        for reader in bits(memory.values[awaited.index]):
-            if memory.load_cell(RcuState.waiters.element(known.state, reader)) & 1 << waiter:
-                return BLOCK
-        memory.set(awaited, 0)
-        memory.order(known.ended, acquire=True)
-        memory.order(known.readers, acquire=True)
-        return None
+        return None if over(memory, self.known.state, self.known.readers) else BLOCK
 
     def text(self, result: Value) -> str:
         return "the grace period is over: all readers that it waited for have left"
@@ -186,9 +145,7 @@ class _Synchronize(_RcuOp):
         if memory.held[memory.task].any & known.readers.bit:
             self.violate(memory, "synchronize_rcu() in a reader waits for itself", True)
         may_sleep(memory, self.site)
-        _begin(memory, known, memory.task)
-        memory.order(known.ended, acquire=True)
-        return bool(memory.values[known.readers.index])
+        return begin(memory, known.state, known.readers, memory.task)
 
     def text(self, result: Value) -> str:
         return f"begins a grace period{', and waits for the readers that are inside' if result else ': no readers'}"
@@ -213,7 +170,7 @@ class _CallRcu(_RcuOp):
         times = queued >> 1
         task = intern_task(memory.world, f"rcu:{self.head}#{times}" if times else f"rcu:{self.head}")
         memory.commute_cell(known.callbacks, memory.values[known.callbacks.index] | task.bit)
-        _begin(memory, known, task.index)
+        begin(memory, known.state, known.readers, task.index)
         memory.spawned.append((task, _callback, (self.head, self.function, *self.arguments)))
         memory.solo = False
         memory.order(task, release=True)
@@ -240,8 +197,12 @@ class _Invoke(_GracePeriod):
 class _Invoked(_RcuOp):
     """The callback has returned: rcu_barrier() need not wait for it any more."""
 
-    marked = False
+    releases = True
     name = "rcu_callback_end"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.focus = self.known.callbacks
 
     def run(self, memory: Memory) -> None:
         known = self.known
@@ -273,28 +234,6 @@ class _Outstanding(_RcuOp):
         return f"waits for {result.bit_count()} RCU callbacks"
 
 
-class AllDone(Op):
-    """Wait until the tasks whose bits are set in `tasks` have ended."""
-
-    marked = True
-
-    def __init__(self, tasks: int) -> None:
-        world = running().world
-        self.tasks = [world.tasks[index] for index in bits(tasks)]
-        self.cells = [Task.done.cell(task) for task in self.tasks]
-
-    def run(self, memory: Memory) -> Value:
-        for cell in self.cells:
-            if not memory.load_cell(cell):
-                return BLOCK
-        for task in self.tasks:
-            memory.order(task, acquire=True)
-        return None
-
-    def text(self, result: Value) -> str:
-        return f"{', '.join(map(str, self.tasks))} have ended"
-
-
 class _Held(_RcuOp):
     marked = False
     name = "rcu_read_lock_held"
@@ -306,20 +245,20 @@ class _Held(_RcuOp):
         return f"is {'' if result else 'not '}in an RCU reader"
 
 
-class _Dereference(_RcuOp):
+class Dereference(_RcuOp):
+    """Read a pointer in a reader, or on condition."""
+
     name = "rcu_dereference"
 
     def __init__(self, cell: Cell, condition: bool) -> None:
         super().__init__()
         self.cell = self.focus = cell
         self.condition = condition
-
-    def protected(self, memory: Memory) -> bool:
-        return bool(memory.held[memory.task].any & self.known.readers.bit)
+        self.readers = self.known.readers
 
     def run(self, memory: Memory) -> Value:
         memory.exercise("suspicious-rcu-usage")
-        if not self.condition and not self.protected(memory):
+        if not self.condition and not memory.held[memory.task].any & self.readers.bit:
             self.violate(memory, f"{self.cell.label} is dereferenced without protection", False)
         memory.order(self.cell, acquire=True)
         return memory.load_cell(self.cell)
@@ -328,12 +267,9 @@ class _Dereference(_RcuOp):
         return f"{self.cell.label} == {show(result)}"
 
 
-class _Protected(_Dereference):
+class _Protected(Dereference):
     marked = False
     name = "rcu_dereference_protected"
-
-    def protected(self, memory: Memory) -> bool:
-        return False
 
     def run(self, memory: Memory) -> Value:
         memory.exercise("suspicious-rcu-usage")
@@ -378,7 +314,7 @@ def rcu_dereference(obj: Object, field: Field[T], condition: bool = False) -> T:
 
     A marked read. What was written before the pointer was published is visible through it.
     """
-    return cast("T", perform(_Dereference(field.cell(obj), condition)))
+    return cast("T", perform(Dereference(field.cell(obj), condition)))
 
 
 def rcu_dereference_protected(obj: Object, field: Field[T], condition: bool) -> T:

@@ -17,6 +17,8 @@ from interleaf.runtime.carrier import Op, perform
 from interleaf.runtime.objects import show
 from interleaf.runtime.values import Value
 
+from .lockdep import place
+
 REFCOUNT_SATURATED = -0x4000_0000
 """INT_MIN / 2: as far from zero as can be, whichever way it is moved."""
 
@@ -36,7 +38,7 @@ class _Ref(Op):
 
     def saturate(self, memory: Memory, why: str) -> None:
         owner = self.cell.owner
-        memory.violate(Violation("refcount", f"{owner} in {self.site[2]}(): {why}", False, owner.root.name))
+        memory.violate(Violation("refcount", f"{owner} in {place(self.site)}: {why}", False, owner.root.name))
         memory.store_cell(self.cell, REFCOUNT_SATURATED)
 
     def text(self, result: Value) -> str:

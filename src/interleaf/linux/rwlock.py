@@ -13,7 +13,7 @@ from interleaf.runtime import BLOCK, Array, Memory, Violation, choose
 from interleaf.runtime.carrier import Op, perform
 from interleaf.runtime.values import Value
 
-from .lockdep import READ, lock, lock_acquire, lock_release, lockdep_map, self_deadlock
+from .lockdep import READ, known, lock, lock_acquire, lock_release, place, self_deadlock
 from .spinlock import Acquire, Release
 
 
@@ -56,7 +56,7 @@ class _ReadLock(Op):
         memory.violate(
             Violation(
                 "lockdep",
-                f"recursive read lock: {task} takes {name} again in {self.site[2]}(); "
+                f"recursive read lock: {task} takes {name} again in {place(self.site)}; "
                 "a writer that waits between deadlocks with it",
                 False,
                 name,
@@ -120,12 +120,12 @@ class _MayBreak(Op):
         memory.exercise("lockdep")
         if not mode & self.cell.bit:
             how = "writing" if self.write else "reading"
-            message = f"{task} yields {self.cell.owner} in {self.site[2]}() without holding it for {how}"
+            message = f"{task} yields {self.cell.owner} in {place(self.site)} without holding it for {how}"
             memory.violate(Violation("lockdep", message, True, self.cell.owner.name))
         for cell, _exclusive in held.locks:
-            owner = cell.owner
-            if cell is not self.cell and isinstance(owner, lockdep_map) and owner.atomic:
-                message = f"{task} yields {self.cell.owner} in {self.site[2]}(), and may not sleep because of {owner}"
+            owner = known(cell)
+            if cell is not self.cell and owner.atomic:
+                message = f"{task} yields {self.cell.owner} in {place(self.site)}, and may not sleep because of {owner}"
                 memory.violate(Violation("sleeping-while-atomic", message, False, owner.name))
 
     def text(self, result: Value) -> str:

@@ -14,7 +14,8 @@ from interleaf.runtime.carrier import perform
 from interleaf.runtime.objects import Free
 from interleaf.runtime.values import Value
 
-from .lockdep import might_sleep
+from .lockdep import might_sleep, place
+from .rcu import call_rcu
 
 T = TypeVar("T", bound=Object)
 
@@ -37,7 +38,7 @@ class _Kfree(Free):
         for cell, _exclusive in memory.held[memory.task].locks:
             if cell.owner.root is self.obj:
                 task = memory.world.tasks[memory.task]
-                message = f"held lock freed: {task} frees {self.obj} in {self.site[2]}() and holds {cell.owner}"
+                message = f"held lock freed: {task} frees {self.obj} in {place(self.site)} and holds {cell.owner}"
                 memory.violate(Violation("lockdep", message, True, self.obj.name))
         super().run(memory)
 
@@ -61,3 +62,8 @@ def kmem_cache_free(obj: Object) -> None:
 def kfree(obj: Object) -> None:
     """Free an object: from here on every access to it is a use-after-free."""
     perform(_Kfree(obj))
+
+
+def kfree_rcu(obj: Object) -> None:
+    """Free an object after a grace period; does not wait."""
+    call_rcu(kfree, obj)
