@@ -153,6 +153,17 @@ class Carrier:
             self._greenlet.throw(GreenletExit)
         self._greenlet = None
 
+    @property
+    def calls(self) -> tuple[tuple[str, int, str], ...]:
+        """File, line and function of the model code that is active in the task, innermost first."""
+        frame: types.FrameType | None = self._greenlet.gr_frame if self._greenlet is not None else None
+        found = []
+        while frame is not None:
+            if not _is_quiet(frame):
+                found.append(_place(frame))
+            frame = frame.f_back
+        return tuple(found)
+
     def number(self, key: Any) -> int:
         """Equal frames get equal numbers."""
         numbers = self._numbers
@@ -303,11 +314,19 @@ def quiet(folder: str) -> None:
 def _site() -> tuple[str, int, str]:
     frame: types.FrameType | None = sys._getframe(2)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not any(name.startswith(folder) for folder in _quiet):
-            return (name, frame.f_lineno, frame.f_code.co_name)
+        if not _is_quiet(frame):
+            return _place(frame)
         frame = frame.f_back
     return ("", 0, "")
+
+
+def _is_quiet(frame: types.FrameType) -> bool:
+    name = frame.f_code.co_filename
+    return any(name.startswith(folder) for folder in _quiet)
+
+
+def _place(frame: types.FrameType) -> tuple[str, int, str]:
+    return (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
 _PLAIN_STATEMENTS = (ast.Module, ast.FunctionDef, ast.While, ast.If, ast.Expr)
