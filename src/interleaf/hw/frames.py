@@ -23,5 +23,4 @@ def is_allocated(memory: Memory, owner: Object) -> bool:
     """Inside an operation: is `owner`, an object of a freeable class, allocated? For the accesses of the
     hardware, which go to the frame whether or not it still holds what it did."""
     assert owner.life is not None
-    memory.reads |= owner.life.bit
-    return bool(memory.peek(owner.life) == ALIVE)
+    return bool(memory.look(owner.life) == ALIVE)

@@ -19,6 +19,7 @@ from interleaf.linux.refcount import refcount_t
 from interleaf.linux.rwlock import rwlock_t
 from interleaf.linux.spinlock import spinlock_t
 from interleaf.linux.srcu import srcu_struct
+from interleaf.linux.wait import wait_queue_head_t
 from interleaf.linux.workqueue import workqueue_struct
 from interleaf.mm.mm import Mm
 from interleaf.runtime import Const, Embedded, Marked, Object, Plain
@@ -37,6 +38,9 @@ KVM_MEMSLOT_INVALID = 1 << 16
 
 KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS = 1 << 63
 """Flag in the memslot generation between the swap of the slots and the end of the SRCU grace period."""
+
+NR_ADDRESS_SPACES = 2
+"""One for system management mode; the generation of the memslots advances by as many."""
 
 
 class RetPf(enum.IntEnum):
@@ -180,6 +184,8 @@ class Kvm(Object):
     mn_invalidate_lock = Embedded(spinlock_t)
     mn_active_invalidate_count = Plain(0)
     """Notifiers between range_start and range_end; under mn_invalidate_lock."""
+    mn_memslots_update_rcuwait = Embedded(wait_queue_head_t)
+    """Where the update of the memslots waits for that to become 0."""
     mmu_invalidate_seq = Plain(0)
     """Written under mmu_lock held for write; a fault takes its snapshot without the lock."""
     mmu_invalidate_in_progress = Plain(0)
@@ -210,7 +216,7 @@ class KvmVcpu(Object):
     """Bit set of `KvmRequest` numbers."""
     root_role: Plain[KvmMmuPageRole] = Plain(KvmMmuPageRole())
     """The role of the root that this vCPU needs (`mmu->root_role`)."""
-    root: Plain[KvmMmuPage | None] = Plain(None)
+    mmu_root: Plain[KvmMmuPage | None] = Plain(None)
     """The loaded root (`mmu->root.hpa`), to which the vCPU holds a reference; None is INVALID_PAGE. Used by
     the vCPU's own task only."""
 

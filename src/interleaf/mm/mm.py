@@ -8,6 +8,7 @@ not modelled: what it orders (changes of the mappings among each other) is not w
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
 from interleaf.linux.lockdep import might_sleep
 from interleaf.linux.refcount import refcount_set, refcount_t
@@ -15,6 +16,9 @@ from interleaf.linux.srcu import srcu_struct
 from interleaf.runtime import Array, Embedded, Marked, Memory, Object, Plain, checkpoint, free, new, operation, routine
 
 from .page import Page, alloc_page
+
+if TYPE_CHECKING:
+    from .mmu_notifier import MmuNotifier
 
 
 class Absent(enum.Enum):
@@ -35,8 +39,8 @@ class Mm(Object):
     """By hva."""
     mapped: Plain[tuple[int, ...]] = Plain(())
     """The hvas that were ever mapped."""
-    notifiers: Marked[tuple[Object, ...]] = Marked(())
-    """The registered `MmuNotifier`s, an RCU list in the kernel: read under `notifier_srcu`."""
+    notifiers: Marked[tuple[MmuNotifier, ...]] = Marked(())
+    """The registered notifiers, an RCU list in the kernel: read under `notifier_srcu`."""
     notifier_srcu = Embedded(srcu_struct)
 
 

@@ -82,10 +82,11 @@ def alloc_page() -> Page:
     return new(Page, refcount=1)
 
 
-@operation(focus=lambda page: Page.refcount.cell(page), words=lambda page, last: f"puts {page.name}")
+@operation(focus=Page.refcount.cell, words=lambda page, last: f"puts {page.name}")
 def put_page_testzero(memory: Memory, page: Page) -> bool:
     """Give a reference back; was it the last? (Kernel function of that name.)"""
     left = memory.load(page, Page.refcount) - 1
+    memory.order(page, release=True, acquire=left == 0)
     memory.store(page, Page.refcount, left)
     if left == 0:
         expect_unmapped(memory, page, "the host frees")
@@ -99,14 +100,14 @@ def put_page(page: Page) -> None:
         free(page)
 
 
-@operation(focus=lambda page: Page.dirty.cell(page), words=lambda page, _: f"marks {page.name} dirty")
+@operation(focus=Page.dirty.cell, words=lambda page, _: f"marks {page.name} dirty")
 def set_page_dirty(memory: Memory, page: Page) -> None:
     """The page was written to. Doing this to a freed page violates I1."""
     _expect_allocated(memory, page, "dirty")
     memory.commute_cell(Page.dirty.cell(page), True)
 
 
-@operation(focus=lambda page: Page.accessed.cell(page), words=lambda page, _: f"marks {page.name} accessed")
+@operation(focus=Page.accessed.cell, words=lambda page, _: f"marks {page.name} accessed")
 def mark_page_accessed(memory: Memory, page: Page) -> None:
     """The page was used. Doing this to a freed page violates I1."""
     _expect_allocated(memory, page, "accessed")

@@ -1,0 +1,180 @@
+"""KVM as a user of MMU notifiers: the host takes pages back (virt/kvm/kvm_main.c, v6.12).
+
+invalidate_range_start unmaps the range from the guest and says so in `mmu_invalidate_in_progress`;
+invalidate_range_end moves `mmu_invalidate_seq` on. A page fault that has looked up its pfn before, or does in
+between, finds one of the two changed when it holds mmu_lock, and tries again. Ranges are counted in gfns, as
+they are since v6.8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from interleaf.linux.atomic import WRITE_ONCE
+from interleaf.linux.bug import BUG_ON
+from interleaf.linux.lockdep import lockdep_assert_held_write, might_sleep
+from interleaf.linux.rwlock import write_lock, write_unlock
+from interleaf.linux.spinlock import spin_lock, spin_unlock
+from interleaf.linux.srcu import srcu_dereference, srcu_read_lock, srcu_read_unlock
+from interleaf.linux.wait import wake_up
+from interleaf.mm.mmu_notifier import MmuNotifier, MmuNotifierOps
+from interleaf.runtime import Memory, Violation, operation, routine, say
+
+from .kvm_host import Kvm, KvmGfnRange, KvmMemslots, KvmMmuPage, KvmRequest, KvmVcpu
+from .tlb import kvm_flush_remote_tlbs
+from .zap import kvm_flush_shadow_all
+
+
+def _gfn_ranges(slots: KvmMemslots, start: int, end: int, may_block: bool) -> Iterator[KvmGfnRange]:
+    """The parts of the slots that are backed by the hvas start <= hva < end."""
+    for slot in slots.slots:
+        first = max(start, slot.userspace_addr)
+        last = min(end, slot.userspace_addr + slot.npages)
+        if first < last:
+            offset = slot.base_gfn - slot.userspace_addr
+            yield KvmGfnRange(slot, first + offset, last + offset, may_block)
+
+
+@routine
+def kvm_mmu_invalidate_begin(kvm: Kvm) -> None:
+    """An invalidation begins: faults that finish from now on must try again. mmu_lock held for write."""
+    lockdep_assert_held_write(kvm.mmu_lock)
+    kvm.mmu_invalidate_in_progress += 1
+    if kvm.mmu_invalidate_in_progress == 1:
+        kvm.mmu_invalidate_range_start = kvm.mmu_invalidate_range_end = 0
+
+
+@routine
+def kvm_mmu_invalidate_range_add(kvm: Kvm, start: int, end: int) -> None:
+    """The invalidation in progress covers start <= gfn < end, too. With several in progress, the range is what
+    spans all of them. mmu_lock held for write."""
+    lockdep_assert_held_write(kvm.mmu_lock)
+    first, last = kvm.mmu_invalidate_range_start, kvm.mmu_invalidate_range_end
+    if first == last:
+        first, last = start, end
+    kvm.mmu_invalidate_range_start = min(first, start)
+    kvm.mmu_invalidate_range_end = max(last, end)
+
+
+@routine
+def kvm_mmu_invalidate_end(kvm: Kvm) -> None:
+    """The invalidation ends: faults that have looked up a pfn until now must try again. mmu_lock held for write."""
+    lockdep_assert_held_write(kvm.mmu_lock)
+    # the fault takes its snapshot without the lock
+    WRITE_ONCE(kvm, Kvm.mmu_invalidate_seq, kvm.mmu_invalidate_seq + 1)
+    kvm.mmu_invalidate_in_progress -= 1
+    BUG_ON(kvm.mmu_invalidate_in_progress < 0, "an invalidation ends that never began")
+
+
+@routine
+def mmu_invalidate_retry_gfn(kvm: Kvm, mmu_seq: int, gfn: int) -> bool:
+    """May a pfn for `gfn`, looked up after the snapshot `mmu_seq`, be out of date? mmu_lock held."""
+    if kvm.mmu_invalidate_in_progress and kvm.mmu_invalidate_range_start <= gfn < kvm.mmu_invalidate_range_end:
+        return True
+    return kvm.mmu_invalidate_seq != mmu_seq
+
+
+@routine
+def kvm_unmap_gfn_range(kvm: Kvm, gfn_range: KvmGfnRange) -> bool:
+    """Unmap a range from the guest; returns whether TLBs must be flushed. mmu_lock held for write."""
+    return kvm.design.kvm_tdp_mmu_unmap_gfn_range(kvm, gfn_range, False)
+
+
+@operation(marked=False)
+def _expect_no_tlb_entry(memory: Memory, kvm: Kvm, start: int, end: int) -> None:
+    """I1 for TLBs: no vCPU has a translation of start <= gfn < end that it could use without flushing first.
+
+    A vCPU flushes before it uses another root; an entry of an old root, or of one that a pending request makes it
+    put, is harmless.
+    """
+    memory.exercise("I1")
+    for vcpu in memory.look(Kvm.vcpus.cell(kvm)):
+        root = memory.look(KvmVcpu.mmu_root.cell(vcpu))
+        requests = memory.look(KvmVcpu.requests.cell(vcpu))
+        if root is None or requests >> KvmRequest.MMU_RELOAD & 1:
+            continue
+        obsolete = memory.look(KvmMmuPage.role.cell(root)).invalid
+        if obsolete and requests >> KvmRequest.MMU_FREE_OBSOLETE_ROOTS & 1:
+            continue
+        for entry in memory.look(type(vcpu.cpu).tlb.cell(vcpu.cpu)):
+            if entry.root is root and start <= entry.gfn < end:
+                message = (
+                    f"invalidate_range_start has unmapped gfn {entry.gfn:#x}, but vCPU{vcpu.index} can still use its "
+                    f"TLB entry for it (pfn {entry.pfn:#x})"
+                )
+                memory.violate(Violation("I1", message, object=kvm.name))
+
+
+@routine
+def kvm_mmu_notifier_invalidate_range_start(kvm: Kvm, start: int, end: int, blockable: bool) -> None:
+    """Unmap the hvas start <= hva < end from the guest. Sleeps only if `blockable`.
+
+    When it returns, no SPTE and no TLB entry maps any of the pages, and none will until the end of the range (I1).
+    """
+    if blockable:
+        might_sleep()
+    # the slots that range_end will see must be those that this sees: no swap of the slots in between
+    spin_lock(kvm.mn_invalidate_lock)
+    kvm.mn_active_invalidate_count += 1
+    spin_unlock(kvm.mn_invalidate_lock)
+    srcu = srcu_read_lock(kvm.srcu)
+    ranges = tuple(_gfn_ranges(_memslots(kvm), start, end, blockable))
+    if ranges:
+        write_lock(kvm.mmu_lock)
+        kvm_mmu_invalidate_begin(kvm)
+        flush = False
+        for gfn_range in ranges:
+            kvm_mmu_invalidate_range_add(kvm, gfn_range.start, gfn_range.end)
+            say(f"unmap notifier for gfns {gfn_range.start:#x} to {gfn_range.end:#x}")
+            flush |= kvm_unmap_gfn_range(kvm, gfn_range)
+        if flush:
+            kvm_flush_remote_tlbs(kvm)
+        for gfn_range in ranges:
+            _expect_no_tlb_entry(kvm, gfn_range.start, gfn_range.end)
+        write_unlock(kvm.mmu_lock)
+    srcu_read_unlock(kvm.srcu, srcu)
+
+
+@routine
+def kvm_mmu_notifier_invalidate_range_end(kvm: Kvm, start: int, end: int) -> None:
+    """The host has taken the pages at start <= hva < end: faults may look them up again."""
+    srcu = srcu_read_lock(kvm.srcu)
+    if any(True for _ in _gfn_ranges(_memslots(kvm), start, end, False)):
+        write_lock(kvm.mmu_lock)
+        kvm_mmu_invalidate_end(kvm)
+        write_unlock(kvm.mmu_lock)
+    srcu_read_unlock(kvm.srcu, srcu)
+    spin_lock(kvm.mn_invalidate_lock)
+    BUG_ON(kvm.mn_active_invalidate_count == 0, "range_end without range_start")
+    kvm.mn_active_invalidate_count -= 1
+    last = kvm.mn_active_invalidate_count == 0
+    spin_unlock(kvm.mn_invalidate_lock)
+    if last:
+        wake_up(kvm.mn_memslots_update_rcuwait)
+
+
+@routine
+def kvm_mmu_notifier_release(kvm: Kvm) -> None:
+    """The address space goes away: no SPTE may be left in the VM."""
+    say("the address space goes away: release notifier")
+    srcu = srcu_read_lock(kvm.srcu)
+    kvm_flush_shadow_all(kvm)
+    srcu_read_unlock(kvm.srcu, srcu)
+
+
+def _memslots(kvm: Kvm) -> KvmMemslots:
+    slots = srcu_dereference(kvm, Kvm.memslots, kvm.srcu)
+    assert slots is not None
+    return slots
+
+
+_OPS = MmuNotifierOps(
+    invalidate_range_start=kvm_mmu_notifier_invalidate_range_start,
+    invalidate_range_end=kvm_mmu_notifier_invalidate_range_end,
+    release=kvm_mmu_notifier_release,
+)
+
+
+def mmu_notifier_of(kvm: Kvm) -> MmuNotifier:
+    """The VM's registration with its address space (`kvm->mmu_notifier`)."""
+    return MmuNotifier(_OPS, kvm)

@@ -1,0 +1,44 @@
+"""Requests: how one task makes vCPUs do something before they run guest code again (virt/kvm/kvm_main.c, v6.12).
+
+The requests that matter here are made with KVM_REQUEST_WAIT: when kvm_make_all_cpus_request() returns, no vCPU is
+in the guest any more without having seen the request. In the model that is one operation; a vCPU looks at its
+requests in the same operation as it makes an access, and leaves the guest instead.
+"""
+
+from __future__ import annotations
+
+from interleaf.runtime import Memory, operation
+
+from .kvm_host import Kvm, KvmRequest, KvmVcpu
+
+
+@operation(words=lambda kvm, request, _: f"requests {request.name} from all vCPUs, which leave the guest")
+def kvm_make_all_cpus_request(memory: Memory, kvm: Kvm, request: KvmRequest) -> None:
+    """Make a request of all vCPUs, and wait until none of them is in the guest without having seen it."""
+    for vcpu in memory.load(kvm, Kvm.vcpus):
+        memory.order(vcpu, release=True)
+        memory.store(vcpu, KvmVcpu.requests, memory.load(vcpu, KvmVcpu.requests) | 1 << request)
+
+
+@operation(
+    focus=lambda request, vcpu: KvmVcpu.requests.cell(vcpu),
+    words=lambda request, vcpu, found: f"{'takes' if found else 'looks for'} the request {request.name}",
+)
+def kvm_check_request(memory: Memory, request: KvmRequest, vcpu: KvmVcpu) -> bool:
+    """Was the request made? If so it is taken back."""
+    memory.order(vcpu, acquire=True)
+    pending = memory.load(vcpu, KvmVcpu.requests)
+    if not pending >> request & 1:
+        return False
+    memory.store(vcpu, KvmVcpu.requests, pending & ~(1 << request))
+    return True
+
+
+def kvm_reload_remote_mmus(kvm: Kvm) -> None:
+    """Make all vCPUs put their roots and load new ones (up to v5.17)."""
+    kvm_make_all_cpus_request(kvm, KvmRequest.MMU_RELOAD)
+
+
+def kvm_free_obsolete_remote_roots(kvm: Kvm) -> None:
+    """Make all vCPUs put those of their roots that are obsolete (v5.18 on)."""
+    kvm_make_all_cpus_request(kvm, KvmRequest.MMU_FREE_OBSOLETE_ROOTS)

@@ -1,0 +1,103 @@
+"""Zapping everything at once: the fast way, by invalidating the roots, and the slow way, entry by entry.
+
+The fast way serves memslot deletion and set_nx_huge_pages(); vCPUs get new roots and may go on while the old ones
+are torn down. How the steps are done is what designs differ in most; what must hold at the end (I7) is the same.
+(arch/x86/kvm/mmu/mmu.c, v6.12)
+"""
+
+from __future__ import annotations
+
+from interleaf.hw.ept import SPTE_MMU_PRESENT_MASK
+from interleaf.hw.frames import is_allocated
+from interleaf.hw.page_table import ROOT_LEVEL, entries_for
+from interleaf.linux.list import list_head
+from interleaf.linux.lockdep import lockdep_assert_held
+from interleaf.linux.mutex import mutex, mutex_lock, mutex_unlock
+from interleaf.runtime import Embedded, Memory, Object, Plain, Violation, container_of, operation, routine, say, the
+
+from .kvm_host import Kvm, KvmMemorySlot, KvmMmuPage
+
+
+class KvmModule(Object):
+    """The globals of the kvm module."""
+
+    kvm_lock = Embedded(mutex)
+    vm_list: Plain[tuple[Kvm, ...]] = Plain(())
+    """All VMs, under kvm_lock."""
+
+
+@operation(marked=False)
+def _roots_on_list(memory: Memory, kvm: Kvm) -> tuple[KvmMmuPage, ...]:
+    """The roots on the VM's list, for I7."""
+    head = kvm.tdp_mmu_roots
+    roots = []
+    node = memory.look(list_head.next.cell(head))
+    while node is not head:
+        roots.append(container_of(node, KvmMmuPage))
+        node = memory.look(list_head.next.cell(node))
+    return tuple(roots)
+
+
+@operation(marked=False)
+def _expect_zapped(memory: Memory, kvm: Kvm, roots: tuple[KvmMmuPage, ...]) -> None:
+    """I7: nothing is mapped under any of these roots any more."""
+    memory.exercise("I7")
+    for root in roots:
+        if not is_allocated(memory, root):
+            continue
+        for index in entries_for(kvm.gfns, 0, ROOT_LEVEL):
+            if memory.look(KvmMmuPage.spt.element(root, index)) & SPTE_MMU_PRESENT_MASK:
+                message = (
+                    f"kvm_mmu_zap_all_fast returns, but {root.name}, a root that was on the list when it was called, "
+                    "still has page tables below it"
+                )
+                memory.violate(Violation("I7", message, object=root.name))
+
+
+@routine
+def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:
+    """Make all roots invalid and all vCPUs take new ones, and zap everything under the old ones. Sleeps.
+
+    slots_lock held, which makes fast zaps follow each other. When it returns, no SPTE is left under any root that
+    was on the list when it was called (I7): after a memslot is gone, notifiers could not find them.
+    """
+    lockdep_assert_held(kvm.slots_lock)
+    roots = _roots_on_list(kvm)
+    kvm.design.kvm_mmu_zap_all_fast(kvm)
+    _expect_zapped(kvm, roots)
+
+
+@routine
+def kvm_mmu_zap_all(kvm: Kvm) -> None:
+    """Zap everything under every root, slowly: the address space or the VM goes away, and no vCPU runs."""
+    kvm.design.kvm_tdp_mmu_zap_all(kvm)
+
+
+@routine
+def kvm_flush_shadow_all(kvm: Kvm) -> None:
+    """Forget everything that is mapped (kvm_arch_flush_shadow_all)."""
+    kvm_mmu_zap_all(kvm)
+
+
+@routine
+def kvm_arch_flush_shadow_memslot(kvm: Kvm, slot: KvmMemorySlot) -> None:
+    """Forget what is mapped through a slot that is about to go away. slots_lock held. Sleeps."""
+    say(f"memslot {slot.id} is invalid for everybody: zaps all that is mapped")
+    kvm_mmu_zap_all_fast(kvm)
+
+
+@routine
+def set_nx_huge_pages() -> None:
+    """The administrator writes the module parameter nx_huge_pages: every VM is zapped, so that it takes effect.
+
+    It holds kvm_lock, which keeps the VMs from being destroyed, but no reference on their address spaces: these
+    may go away at any time. Sleeps.
+    """
+    module = the(KvmModule)
+    mutex_lock(module.kvm_lock)
+    for kvm in module.vm_list:
+        mutex_lock(kvm.slots_lock)
+        say(f"set_nx_huge_pages zaps {kvm.name}")
+        kvm_mmu_zap_all_fast(kvm)
+        mutex_unlock(kvm.slots_lock)
+    mutex_unlock(module.kvm_lock)
