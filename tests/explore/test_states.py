@@ -44,7 +44,8 @@ def test_without_lock_reduction_there_are_no_fewer_states():
     reduced = StateSearch(lock_benchmark(3, 2)).run()
     full = StateSearch(lock_benchmark(3, 2), options=Options(locks=False)).run()
     assert reduced.states < full.states
-    assert full.exhaustive and not full.found
+    assert full.exhaustive
+    assert not full.found
 
 
 def test_lost_update_is_found():

@@ -135,6 +135,7 @@ class Carrier:
         """Run up to the operation that comes after the fed results."""
         self._feed = feed
         self._fed = 0
+        self._dying = False
         self.stack = [self.number((function_key(self._function), self._arguments))]
         self.codes = [None]
         self._greenlet = _TaskGreenlet(self._main)

@@ -256,6 +256,8 @@ class Memory:
             self.learn(cell, write)
         if self.observer is not None:
             self.observer.access(self.task, cell, write, plain)
+            if life is not None and life is not cell:
+                self.observer.access(self.task, life, False, plain)
 
     def use_after_free(self, cell: Cell, write: bool) -> None:
         """An access to a field of an object that is freed (or was never allocated): fatal."""

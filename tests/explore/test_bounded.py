@@ -1,0 +1,61 @@
+"""Searches with a bound on preemptions, and the stories that come out of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from interleaf.explore.bounded import BoundedSearch, shortest
+from interleaf.explore.outcome import Bounds
+from interleaf.runtime import Execution, World
+
+from .programs import deadlocking, lock_benchmark, racy_worker
+
+
+def replayed(setup, schedule):
+    run = Execution(World(), setup)
+    steps = list(run.replay(schedule))
+    run.close()
+    return steps
+
+
+def test_no_preemption_is_not_enough_for_a_lost_update_and_one_is():
+    setup = lock_benchmark(3, 3, racy_worker)
+    none = BoundedSearch(setup, Bounds(preemptions=0)).run()
+    one = BoundedSearch(setup, Bounds(preemptions=1)).run()
+    assert not none.found
+    assert {found.violation.rule for found in one.found} == {"sum"}
+    assert not none.exhaustive
+    assert not one.exhaustive
+    assert "at most 0 preemptions" in none.stopped
+
+
+def test_the_shortest_story_has_the_fewest_preemptions_and_replays():
+    setup = lock_benchmark(2, 2, racy_worker)
+    short = shortest(setup, lambda violation: violation.rule == "sum", preemptions=3, states=10_000)
+    assert short is not None
+    found, preemptions = short
+    assert preemptions == 1
+    steps = replayed(setup, found.schedule)
+    assert [violation.rule for violation in steps[-1].violations] == ["sum"]
+    assert not any(step.violations for step in steps[:-1])
+
+
+def test_the_story_of_a_deadlock_is_two_acquisitions():
+    short = shortest(deadlocking, lambda violation: violation.rule == "deadlock", preemptions=3, states=1_000)
+    assert short is not None
+    assert [move.task for move in short[0].schedule] == ["ab", "ba"]
+    assert short[1] == 1
+
+
+def test_what_is_not_there_is_not_found():
+    assert shortest(lock_benchmark(2, 2), lambda violation: True, preemptions=2, states=10_000) is None
+
+
+def test_too_few_states_give_no_story():
+    setup = lock_benchmark(3, 3, racy_worker)
+    assert shortest(setup, lambda violation: True, preemptions=3, states=3) is None
+
+
+def test_a_bounded_search_needs_its_bound():
+    with pytest.raises(ValueError, match="preemptions"):
+        BoundedSearch(deadlocking, Bounds())

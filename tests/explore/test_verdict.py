@@ -1,0 +1,81 @@
+"""Only a complete search without findings may give *holds*."""
+
+from __future__ import annotations
+
+import pytest
+
+from interleaf.explore.outcome import Bounds, Found, Outcome
+from interleaf.explore.verdict import Status, Subject, collision_chance, judge
+from interleaf.runtime import ModelError, Violation
+
+SUBJECT = Subject("scenario", "design", "digest")
+FOUND = Found(Violation("I1", "the page is freed"), ())
+
+
+def complete(engine: str = "states", *, found: tuple[Found, ...] = (), exercised: tuple[str, ...] = ("I1",)) -> Outcome:
+    return Outcome(engine, list(found), states=10, exhaustive=True, exercised=dict.fromkeys(exercised, 1))
+
+
+def test_a_complete_search_without_findings_holds_and_is_certified():
+    verdict = judge(SUBJECT, [complete()], ("I1", "I2"), Bounds(), 1)
+    assert verdict.status is Status.HOLDS
+    assert verdict.exhaustive
+    assert verdict.certificate is not None
+    assert verdict.certificate.states == 10
+    assert dict(verdict.properties)["I1"] is Status.HOLDS
+
+
+def test_a_property_that_nothing_exercised_is_vacuous():
+    verdict = judge(SUBJECT, [complete()], ("I1", "I2"), Bounds(), 1)
+    assert dict(verdict.properties)["I2"] is Status.VACUOUS
+
+
+def test_a_finding_is_a_violation_even_if_the_search_is_not_complete():
+    outcome = Outcome("hunt", [FOUND], stopped="random")
+    verdict = judge(SUBJECT, [outcome], ("I1", "I2"), Bounds(), 1)
+    assert verdict.status is Status.VIOLATED
+    assert verdict.certificate is None
+    assert dict(verdict.properties) == {
+        "I1": Status.VIOLATED,
+        "I2": Status.INCOMPLETE,
+        "data-race": Status.INCOMPLETE,
+        "deadlock": Status.INCOMPLETE,
+        "livelock": Status.INCOMPLETE,
+        "use-after-free": Status.INCOMPLETE,
+    }
+
+
+@pytest.mark.parametrize(
+    ("outcome", "bounds"),
+    [
+        (Outcome("states", stopped="the bound of 5 states was reached"), Bounds(states=5)),
+        (Outcome("hunt", stopped="random schedules only"), Bounds(executions=5)),
+        (Outcome("bounded", stopped="at most 2 preemptions were tried"), Bounds(preemptions=2)),
+        (Outcome("hunt", exhaustive=True), Bounds()),  # an engine that proves nothing, whatever it claims
+        (complete(), Bounds(preemptions=2)),  # a bound is never a proof
+    ],
+)
+def test_anything_less_is_incomplete(outcome, bounds):
+    verdict = judge(SUBJECT, [outcome], ("I1",), bounds, 1)
+    assert verdict.status is Status.INCOMPLETE
+    assert verdict.reason
+    assert verdict.certificate is None
+
+
+def test_no_search_at_all_is_incomplete():
+    assert judge(SUBJECT, [], (), Bounds(), 1).status is Status.INCOMPLETE
+
+
+def test_engines_that_contradict_each_other_give_no_verdict():
+    with pytest.raises(ModelError, match="the engines disagree"):
+        judge(SUBJECT, [complete(), complete("steps", found=(FOUND,))], (), Bounds(), 1)
+
+
+def test_what_only_the_search_over_states_decides_is_not_claimed_by_the_other_engine():
+    verdict = judge(SUBJECT, [complete("steps")], (), Bounds(), 1)
+    assert dict(verdict.properties)["livelock"] is Status.INCOMPLETE
+    assert dict(verdict.properties)["deadlock"] is Status.HOLDS
+
+
+def test_the_chance_of_a_collision_grows_with_the_square():
+    assert collision_chance(1_000_000) == pytest.approx(2.7e-8, rel=0.01)
