@@ -1,0 +1,480 @@
+"""Small concurrent programs as values, and the model code that runs them.
+
+A program is a tree of statements: it can be printed, compared by its text and generated at random (`generate.py`).
+`setup` makes it a program of the runtime: each statement calls the kernel's building blocks, every block of
+statements is a routine with a call frame of its own, takes a number and returns one, and so a task's behaviour
+depends on what it read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from interleaf.linux.atomic import cmpxchg, fetch_add, xchg
+from interleaf.linux.mutex import mutex, mutex_lock, mutex_unlock
+from interleaf.linux.rcu import (
+    call_rcu,
+    rcu_assign_pointer,
+    rcu_barrier,
+    rcu_dereference,
+    rcu_read_lock,
+    rcu_read_unlock,
+    synchronize_rcu,
+)
+from interleaf.linux.refcount import refcount_dec_and_test, refcount_inc, refcount_inc_not_zero, refcount_t
+from interleaf.linux.rwlock import (
+    cond_resched_rwlock_read,
+    cond_resched_rwlock_write,
+    read_lock,
+    read_unlock,
+    rwlock_t,
+    write_lock,
+    write_unlock,
+)
+from interleaf.linux.slab import kfree
+from interleaf.linux.spinlock import spin_lock, spin_trylock, spin_unlock, spinlock_t
+from interleaf.runtime import (
+    Array,
+    Embedded,
+    Marked,
+    Object,
+    Plain,
+    check,
+    checkpoint,
+    choose,
+    join,
+    new,
+    read_marked,
+    routine,
+    spawn,
+    the,
+    warn,
+    write_marked,
+)
+
+MODULUS = 3
+"""The number that a block passes on is 0, 1 or 2."""
+
+
+class Thing(Object):
+    """Something that can be freed."""
+
+    freeable = True
+    refs = Embedded(refcount_t)
+    lock = Embedded(spinlock_t)
+    value = Marked(0)
+    plain = Plain(0)
+
+
+class Shared(Object):
+    """Everything that the tasks share."""
+
+    x = Array(0)
+    plain = Array(0)
+    a = Embedded(spinlock_t)
+    b = Embedded(spinlock_t)
+    c = Embedded(spinlock_t)
+    m = Embedded(mutex)
+    v = Embedded(rwlock_t)
+    w = Embedded(rwlock_t)
+    thing: Marked[Thing | None] = Marked(None)
+
+
+class Statement:
+    """One statement; it never changes, so it may be passed about in model code as an object may."""
+
+    _is_handle: ClassVar[bool] = True
+
+    def run(self, number: int) -> int:
+        """Do it; return the number to go on with."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        inside = (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(map(str, inside))})"
+
+
+@dataclass(frozen=True, eq=False)
+class Block(Statement):
+    """Statements one after the other, in a call frame of their own."""
+
+    statements: tuple[Statement, ...]
+
+    def run(self, number: int) -> int:
+        return block(self, number)
+
+    def __str__(self) -> str:
+        return "{" + "; ".join(map(str, self.statements)) + "}"
+
+
+@routine
+def block(body: Block, number: int) -> int:
+    for statement in body.statements:
+        number = statement.run(number)
+    return number % MODULUS
+
+
+@dataclass(frozen=True, eq=False)
+class Read(Statement):
+    """READ_ONCE."""
+
+    index: int
+
+    def run(self, number: int) -> int:
+        return read_marked(the(Shared), Shared.x[self.index])
+
+
+@dataclass(frozen=True, eq=False)
+class Write(Statement):
+    """WRITE_ONCE of what was read, and a bit more."""
+
+    index: int
+    add: int
+
+    def run(self, number: int) -> int:
+        write_marked(the(Shared), Shared.x[self.index], (number + self.add) % MODULUS)
+        return number
+
+
+@dataclass(frozen=True, eq=False)
+class Store(Statement):
+    """WRITE_ONCE of a constant."""
+
+    index: int
+    value: int
+
+    def run(self, number: int) -> int:
+        write_marked(the(Shared), Shared.x[self.index], self.value)
+        return number
+
+
+@dataclass(frozen=True, eq=False)
+class Cmpxchg(Statement):
+    index: int
+    old: int
+    new: int
+
+    def run(self, number: int) -> int:
+        return cmpxchg(the(Shared), Shared.x[self.index], self.old, self.new)
+
+
+@dataclass(frozen=True, eq=False)
+class FetchAdd(Statement):
+    index: int
+
+    def run(self, number: int) -> int:
+        return fetch_add(the(Shared), Shared.x[self.index], 1) % MODULUS
+
+
+@dataclass(frozen=True, eq=False)
+class PlainRead(Statement):
+    index: int
+
+    def run(self, number: int) -> int:
+        return the(Shared).plain[self.index]
+
+
+@dataclass(frozen=True, eq=False)
+class PlainWrite(Statement):
+    index: int
+    add: int
+
+    def run(self, number: int) -> int:
+        the(Shared).plain[self.index] = (number + self.add) % MODULUS
+        return number
+
+
+@dataclass(frozen=True, eq=False)
+class Locked(Statement):
+    """A critical section; `lock` is a field of Shared, `how` is spin, mutex, read or write.
+
+    With `drops`, it may be interrupted half-way: the lock is dropped and taken again, or not.
+    """
+
+    how: str
+    lock: str
+    body: Block
+    drops: bool = False
+    rest: Block = Block(())
+
+    def run(self, number: int) -> int:
+        lock = getattr(the(Shared), self.lock)
+        acquire, release = LOCKS[self.how]
+        acquire(lock)
+        number = block(self.body, number)
+        if self.drops:
+            if self.how == "read":
+                cond_resched_rwlock_read(lock)
+            elif self.how == "write":
+                cond_resched_rwlock_write(lock)
+            elif choose(2, "drops the lock"):
+                release(lock)
+                acquire(lock)
+            number = block(self.rest, number)
+        release(lock)
+        return number
+
+
+LOCKS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
+    "spin": (spin_lock, spin_unlock),
+    "mutex": (mutex_lock, mutex_unlock),
+    "read": (read_lock, read_unlock),
+    "write": (write_lock, write_unlock),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Trylock(Statement):
+    lock: str
+    body: Block
+
+    def run(self, number: int) -> int:
+        lock = getattr(the(Shared), self.lock)
+        if not spin_trylock(lock):
+            return 2
+        number = block(self.body, number)
+        spin_unlock(lock)
+        return number
+
+
+@dataclass(frozen=True, eq=False)
+class RcuReader(Statement):
+    body: Block
+
+    def run(self, number: int) -> int:
+        rcu_read_lock()
+        number = block(self.body, number)
+        rcu_read_unlock()
+        return number
+
+
+@dataclass(frozen=True, eq=False)
+class Synchronize(Statement):
+    def run(self, number: int) -> int:
+        synchronize_rcu()
+        return number
+
+
+@dataclass(frozen=True, eq=False)
+class Barrier(Statement):
+    def run(self, number: int) -> int:
+        rcu_barrier()
+        return number
+
+
+@dataclass(frozen=True, eq=False)
+class CallRcu(Statement):
+    """A callback that writes."""
+
+    index: int
+    value: int
+    serial: int
+
+    def run(self, number: int) -> int:
+        call_rcu(callback, self.index, self.value, self.serial)
+        return number
+
+
+def callback(index: int, value: int, serial: int) -> None:
+    write_marked(the(Shared), Shared.x[index], value)
+
+
+@dataclass(frozen=True, eq=False)
+class Use(Statement):
+    """Follow the pointer and write to what is there; `how` is marked, plain, or lock."""
+
+    how: str
+
+    def run(self, number: int) -> int:
+        thing = rcu_dereference(the(Shared), Shared.thing, True)
+        if thing is None:
+            return 0
+        if self.how == "plain":
+            thing.plain = number
+        elif self.how == "lock":
+            spin_lock(thing.lock)
+            thing.plain = number
+            spin_unlock(thing.lock)
+        else:
+            write_marked(thing, Thing.value, number)
+        return 1
+
+
+@dataclass(frozen=True, eq=False)
+class Dispose(Statement):
+    """Take the pointer away and free what was there: at once, after a grace period, or by call_rcu()."""
+
+    how: str
+
+    def run(self, number: int) -> int:
+        thing = xchg(the(Shared), Shared.thing, None)
+        if thing is None:
+            return 0
+        if self.how == "callback":
+            call_rcu(kfree, thing)
+            return 1
+        if self.how == "grace":
+            synchronize_rcu()
+        kfree(thing)
+        return 1
+
+
+@dataclass(frozen=True, eq=False)
+class Publish(Statement):
+    """A new object behind the pointer (the old one leaks)."""
+
+    def run(self, number: int) -> int:
+        thing = new(Thing, plain=number)
+        rcu_assign_pointer(the(Shared), Shared.thing, thing)
+        return number
+
+
+@dataclass(frozen=True, eq=False)
+class Get(Statement):
+    """Take a reference, with or without looking."""
+
+    looks: bool
+
+    def run(self, number: int) -> int:
+        thing = rcu_dereference(the(Shared), Shared.thing, True)
+        if thing is None:
+            return 0
+        if self.looks:
+            return int(refcount_inc_not_zero(thing.refs))
+        refcount_inc(thing.refs)
+        return 1
+
+
+@dataclass(frozen=True, eq=False)
+class Put(Statement):
+    """Give a reference back, and free what has none."""
+
+    def run(self, number: int) -> int:
+        thing = rcu_dereference(the(Shared), Shared.thing, True)
+        if thing is None:
+            return 0
+        if not refcount_dec_and_test(thing.refs):
+            return 1
+        write_marked(the(Shared), Shared.thing, None)
+        kfree(thing)
+        return 2
+
+
+@dataclass(frozen=True, eq=False)
+class If(Statement):
+    value: int
+    then: Block
+    otherwise: Block
+
+    def run(self, number: int) -> int:
+        return block(self.then if number == self.value else self.otherwise, number)
+
+
+@dataclass(frozen=True, eq=False)
+class Call(Statement):
+    """A function of which one bit of the result is used."""
+
+    body: Block
+
+    def run(self, number: int) -> int:
+        return call(self.body, number)
+
+
+@routine
+def call(body: Block, number: int) -> int:
+    return int(block(body, number) == 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Loop(Statement):
+    """At most so many rounds, until one comes out as 1."""
+
+    rounds: int
+    body: Block
+
+    def run(self, number: int) -> int:
+        return loop(self.body, self.rounds, number)
+
+
+@routine
+def loop(body: Block, rounds: int, number: int) -> int:
+    while rounds:
+        checkpoint()
+        number = block(body, number)
+        if number == 1:
+            return 1
+        rounds -= 1
+    return number
+
+
+@dataclass(frozen=True, eq=False)
+class Choose(Statement):
+    outcomes: int
+
+    def run(self, number: int) -> int:
+        return choose(self.outcomes)
+
+
+@dataclass(frozen=True, eq=False)
+class Work(Statement):
+    """A task of its own; with `joins`, its end is waited for after `between`."""
+
+    body: Block
+    between: Block
+    joins: bool
+
+    def run(self, number: int) -> int:
+        task = spawn(work, self.body, number)
+        number = block(self.between, number)
+        if self.joins:
+            join(task)
+        return number
+
+
+def work(body: Block, number: int) -> None:
+    block(body, number)
+
+
+@dataclass(frozen=True, eq=False)
+class Assert(Statement):
+    """Fatal if the number is `value`."""
+
+    value: int
+    serial: int
+
+    def run(self, number: int) -> int:
+        check("assertion", number != self.value, f"assertion {self.serial}")
+        return number
+
+
+@dataclass(frozen=True, eq=False)
+class Warn(Statement):
+    """Recorded if the number is `value`."""
+
+    value: int
+    serial: int
+
+    def run(self, number: int) -> int:
+        warn("warning", number == self.value, f"warning {self.serial}")
+        return number
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """One block a task, named t0, t1, …"""
+
+    tasks: tuple[Block, ...]
+
+    def setup(self) -> None:
+        """Build the shared objects and start the tasks."""
+        shared = the(Shared)
+        thing = new(Thing)
+        shared.thing = thing
+        thing.refs.refs = 1
+        for index, body in enumerate(self.tasks):
+            spawn(work, body, 0, name=f"t{index}")
+
+    def __str__(self) -> str:
+        return "\n".join(f"t{index}: {body}" for index, body in enumerate(self.tasks))
