@@ -20,18 +20,16 @@ def kvm_make_all_cpus_request(memory: Memory, kvm: Kvm, request: KvmRequest) -> 
         memory.store(vcpu, KvmVcpu.requests, memory.load(vcpu, KvmVcpu.requests) | 1 << request)
 
 
-@operation(
-    focus=lambda request, vcpu: KvmVcpu.requests.cell(vcpu),
-    words=lambda request, vcpu, found: f"{'takes' if found else 'looks for'} the request {request.name}",
-)
-def kvm_check_request(memory: Memory, request: KvmRequest, vcpu: KvmVcpu) -> bool:
-    """Was the request made? If so it is taken back."""
+@operation(focus=KvmVcpu.requests.cell, words=lambda vcpu, pending: f"vCPU{vcpu.index} takes its requests")
+def kvm_check_requests(memory: Memory, vcpu: KvmVcpu) -> int:
+    """Take the pending requests, as the bits of `KvmRequest`; they are not pending any more.
+
+    The kernel tests and clears one after the other (kvm_check_request); no kernel has both of those modelled here.
+    """
     memory.order(vcpu, acquire=True)
-    pending = memory.load(vcpu, KvmVcpu.requests)
-    if not pending >> request & 1:
-        return False
-    memory.store(vcpu, KvmVcpu.requests, pending & ~(1 << request))
-    return True
+    pending: int = memory.load(vcpu, KvmVcpu.requests)
+    memory.store(vcpu, KvmVcpu.requests, 0)
+    return pending
 
 
 def kvm_reload_remote_mmus(kvm: Kvm) -> None:

@@ -1,0 +1,98 @@
+"""Virtual machines: made, and destroyed with the last reference (virt/kvm/kvm_main.c, arch/x86/kvm/x86.c, v6.12)."""
+
+from __future__ import annotations
+
+from interleaf.hw.cpu import Cpu
+from interleaf.linux.bug import WARN_ON
+from interleaf.linux.mutex import mutex_lock, mutex_unlock
+from interleaf.linux.refcount import refcount_dec_and_test, refcount_inc, refcount_set
+from interleaf.mm.mm import Mm
+from interleaf.mm.mmu_notifier import mmu_notifier_register, mmu_notifier_unregister
+from interleaf.runtime import Memory, ModelError, Violation, free, new, operation, routine, say, the
+from interleaf.runtime.memory import ALIVE
+
+from .design import Design
+from .kvm_host import Kvm, KvmMemslots, KvmMmuPage, KvmVcpu
+from .memslots import kvm_memslots
+from .mmu import kvm_mmu_unload
+from .mmu_notifier import mmu_notifier_of
+from .tdp.roots import kvm_mmu_init_tdp_mmu, kvm_mmu_uninit_tdp_mmu
+from .zap import KvmModule
+
+
+@routine
+def kvm_create_vm(design: Design, mm: Mm, gfns: tuple[int, ...]) -> Kvm:
+    """A new VM in the address space `mm` whose guest memory will only ever be at `gfns`. Sleeps."""
+    if not gfns or list(gfns) != sorted(set(gfns)):
+        raise ModelError(f"Kvm.gfns must name the gfns that the VM can have, once each, ascending; found {gfns}.")
+    kvm = new(Kvm, design=design, mm=mm, gfns=gfns)
+    refcount_set(kvm.users_count, 1)
+    kvm.memslots = new(KvmMemslots)
+    kvm_mmu_init_tdp_mmu(kvm)
+    mmu_notifier_register(mm, mmu_notifier_of(kvm))
+    module = the(KvmModule)
+    mutex_lock(module.kvm_lock)
+    module.vm_list = (*module.vm_list, kvm)
+    mutex_unlock(module.kvm_lock)
+    return kvm
+
+
+@routine
+def kvm_vm_ioctl_create_vcpu(kvm: Kvm) -> KvmVcpu:
+    """One more vCPU, with a processor of its own. Before any of the VM's vCPUs runs."""
+    index = len(kvm.vcpus)
+    vcpu = new(KvmVcpu, kvm=kvm, index=index, cpu=new(Cpu, index=index))
+    kvm.vcpus = (*kvm.vcpus, vcpu)
+    return vcpu
+
+
+def kvm_get_kvm(kvm: Kvm) -> None:
+    """One more reference on the VM."""
+    refcount_inc(kvm.users_count)
+
+
+@routine
+def kvm_put_kvm(kvm: Kvm) -> None:
+    """Give a reference on the VM back; the last one destroys it. Sleeps."""
+    if refcount_dec_and_test(kvm.users_count):
+        kvm_destroy_vm(kvm)
+
+
+@operation(marked=False)
+def _expect_no_shadow_pages(memory: Memory, kvm: Kvm) -> None:
+    """I12: no page table of the VM, root or other, is left. (There is one VM in a scenario.)"""
+    memory.exercise("I12")
+    for (kind, _serial), page in memory.world.serials.items():
+        if kind is KvmMmuPage and page.life is not None and memory.look(page.life) == ALIVE:
+            message = f"{kvm.name} is destroyed, but its page table {page.name} has not been freed"
+            memory.violate(Violation("I12", message, object=page.name))
+
+
+@routine
+def kvm_destroy_vm(kvm: Kvm) -> None:
+    """Take the VM apart: nobody can reach it any more but its MMU notifier and set_nx_huge_pages(). Sleeps."""
+    say(f"{kvm.name} is destroyed")
+    module = the(KvmModule)
+    mutex_lock(module.kvm_lock)
+    module.vm_list = tuple(other for other in module.vm_list if other is not kvm)
+    mutex_unlock(module.kvm_lock)
+    mmu_notifier_unregister(kvm.mm, mmu_notifier_of(kvm))
+    _abandon_invalidations(kvm)
+    for vcpu in kvm.vcpus:
+        kvm_mmu_unload(vcpu)
+    kvm_mmu_uninit_tdp_mmu(kvm)
+    _expect_no_shadow_pages(kvm)
+    slots = kvm_memslots(kvm)
+    for slot in slots.slots:
+        free(slot)
+    free(slots)
+    free(kvm)
+
+
+@routine
+def _abandon_invalidations(kvm: Kvm) -> None:
+    """A notifier whose range_start was called before the VM unregistered may have had no range_end."""
+    if kvm.mn_active_invalidate_count:
+        kvm.mn_active_invalidate_count = 0
+    else:
+        WARN_ON(kvm.mmu_invalidate_in_progress != 0, "an invalidation is in progress that nobody will end")
