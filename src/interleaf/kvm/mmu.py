@@ -7,6 +7,7 @@ from interleaf.linux.rwlock import read_lock, read_unlock, write_lock, write_unl
 from interleaf.runtime import routine, say
 
 from .kvm_host import Kvm, KvmMmuPage, KvmVcpu
+from .tdp import tdp_mmu
 from .tdp.roots import ROOTS_UNDER_READ_LOCK
 from .tlb import kvm_flush_tlb_current
 
@@ -36,7 +37,7 @@ def kvm_mmu_load(vcpu: KvmVcpu) -> None:
     """
     kvm = vcpu.kvm
     shared = _lock(kvm)
-    root = kvm.design.kvm_tdp_mmu_get_vcpu_root_hpa(vcpu)
+    root = tdp_mmu.kvm_tdp_mmu_get_vcpu_root_hpa(vcpu)
     _unlock(kvm, shared)
     vcpu.mmu_root = root
     kvm_flush_tlb_current(vcpu)
@@ -58,7 +59,7 @@ def kvm_mmu_unload(vcpu: KvmVcpu) -> None:
         return
     kvm = vcpu.kvm
     shared = _lock(kvm)
-    kvm.design.kvm_tdp_mmu_put_root(kvm, root, shared)
+    tdp_mmu.kvm_tdp_mmu_put_root(kvm, root, shared)
     vcpu.mmu_root = None
     _unlock(kvm, shared)
     say(f"vCPU{vcpu.index} has put {root.name}")

@@ -21,6 +21,7 @@ from interleaf.mm.mmu_notifier import MmuNotifier, MmuNotifierOps
 from interleaf.runtime import Memory, Violation, operation, routine, say
 
 from .kvm_host import Kvm, KvmGfnRange, KvmMemslots, KvmMmuPage, KvmRequest, KvmVcpu
+from .tdp import tdp_mmu
 from .tlb import kvm_flush_remote_tlbs
 from .zap import kvm_flush_shadow_all
 
@@ -77,7 +78,7 @@ def mmu_invalidate_retry_gfn(kvm: Kvm, mmu_seq: int, gfn: int) -> bool:
 @routine
 def kvm_unmap_gfn_range(kvm: Kvm, gfn_range: KvmGfnRange) -> bool:
     """Unmap a range from the guest; returns whether TLBs must be flushed. mmu_lock held for write."""
-    return kvm.design.kvm_tdp_mmu_unmap_gfn_range(kvm, gfn_range, False)
+    return tdp_mmu.kvm_tdp_mmu_unmap_gfn_range(kvm, gfn_range, False)
 
 
 @operation(marked=False)

@@ -16,7 +16,7 @@ from .kvm_host import Kvm, KvmMemslots, KvmMmuPage, KvmVcpu
 from .memslots import kvm_memslots
 from .mmu import kvm_mmu_unload
 from .mmu_notifier import mmu_notifier_of
-from .tdp.roots import kvm_mmu_init_tdp_mmu, kvm_mmu_uninit_tdp_mmu
+from .tdp import tdp_mmu
 from .zap import KvmModule
 
 
@@ -28,7 +28,7 @@ def kvm_create_vm(design: Design, mm: Mm, gfns: tuple[int, ...]) -> Kvm:
     kvm = new(Kvm, design=design, mm=mm, gfns=gfns)
     refcount_set(kvm.users_count, 1)
     kvm.memslots = new(KvmMemslots)
-    kvm_mmu_init_tdp_mmu(kvm)
+    tdp_mmu.kvm_mmu_init_tdp_mmu(kvm)
     mmu_notifier_register(mm, mmu_notifier_of(kvm))
     module = the(KvmModule)
     mutex_lock(module.kvm_lock)
@@ -80,7 +80,7 @@ def kvm_destroy_vm(kvm: Kvm) -> None:
     _abandon_invalidations(kvm)
     for vcpu in kvm.vcpus:
         kvm_mmu_unload(vcpu)
-    kvm_mmu_uninit_tdp_mmu(kvm)
+    tdp_mmu.kvm_mmu_uninit_tdp_mmu(kvm)
     _expect_no_shadow_pages(kvm)
     slots = kvm_memslots(kvm)
     for slot in slots.slots:

@@ -13,9 +13,11 @@ from interleaf.hw.page_table import ROOT_LEVEL, entries_for
 from interleaf.linux.list import list_head
 from interleaf.linux.lockdep import lockdep_assert_held
 from interleaf.linux.mutex import mutex, mutex_lock, mutex_unlock
+from interleaf.linux.rwlock import write_lock, write_unlock
 from interleaf.runtime import Embedded, Memory, Object, Plain, Violation, container_of, operation, routine, say, the
 
 from .kvm_host import Kvm, KvmMemorySlot, KvmMmuPage
+from .tdp import tdp_mmu
 
 
 class KvmModule(Object):
@@ -63,14 +65,17 @@ def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:
     """
     lockdep_assert_held(kvm.slots_lock)
     roots = _roots_on_list(kvm)
-    kvm.design.kvm_mmu_zap_all_fast(kvm)
+    tdp_mmu.kvm_mmu_zap_all_fast(kvm)
     _expect_zapped(kvm, roots)
 
 
 @routine
 def kvm_mmu_zap_all(kvm: Kvm) -> None:
-    """Zap everything under every root, slowly: the address space or the VM goes away, and no vCPU runs."""
-    kvm.design.kvm_tdp_mmu_zap_all(kvm)
+    """Zap everything under every root, slowly: the address space or the VM goes away, and no vCPU
+    runs. Takes mmu_lock."""
+    write_lock(kvm.mmu_lock)
+    tdp_mmu.kvm_tdp_mmu_zap_all(kvm)
+    write_unlock(kvm.mmu_lock)
 
 
 @routine
