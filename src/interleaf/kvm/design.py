@@ -60,6 +60,10 @@ class Design:
     removed_spte: int
     """SPTE value of a frozen entry: 0x5a0, from 6.10 on with bit 63."""
 
+    kvm_mmu_init_tdp_mmu: Callable[[Kvm], None]
+    """Set up the TDP MMU of a new VM."""
+    kvm_mmu_uninit_tdp_mmu: Callable[[Kvm], None]
+    """Take the TDP MMU of a VM down that nobody uses any more. No lock held."""
     kvm_tdp_mmu_get_vcpu_root_hpa: Callable[[KvmVcpu], KvmMmuPage]
     """Find or make the root for the vCPU's role, and take a reference on it.
 
@@ -75,7 +79,10 @@ class Design:
     kvm_tdp_mmu_invalidate_all_roots: Callable[[Kvm, Any], None]
     """Make all roots unusable; the second argument is the caller's list of invalidated roots, where there is one."""
     kvm_tdp_mmu_zap_invalidated_roots: Callable[[Kvm, Any], None]
-    """Zap what `kvm_tdp_mmu_invalidate_all_roots` invalidated and give its references back. No mmu_lock held."""
+    """Zap what `kvm_tdp_mmu_invalidate_all_roots` invalidated and give its references back.
+
+    mmu_lock held as the design's kvm_mmu_zap_all_fast calls it.
+    """
     kvm_mmu_zap_all_fast: Callable[[Kvm], None]
     """Invalidate all roots, make all vCPUs take new ones, zap the old ones. slots_lock held, no mmu_lock."""
     kvm_tdp_mmu_unmap_gfn_range: Callable[[Kvm, KvmGfnRange, bool], bool]
@@ -83,11 +90,7 @@ class Design:
     kvm_tdp_mmu_zap_leafs: Callable[[Kvm, int, int, bool], bool]
     """Zap [start, end) for good (kvm_zap_gfn_range); returns whether a flush is needed. mmu_lock held for write."""
     kvm_tdp_mmu_zap_all: Callable[[Kvm], None]
-    """Zap everything: the mm goes away. No lock held."""
-    tdp_mmu_zap_root: Callable[[Kvm, KvmMmuPage, bool], None]
-    """(kvm, root, shared): zap all SPTEs of a root that is going away, yielding. mmu_lock held."""
-    tdp_mmu_zap_spte_atomic: Callable[..., Any]
-    """Zap one SPTE of a root that vCPUs may be using, with its TLB flush. mmu_lock held for read."""
+    """Zap everything: the mm goes away. mmu_lock held for write."""
 
     def obeys(self, asked: Rule) -> bool:
         """Does this design follow the rule?"""

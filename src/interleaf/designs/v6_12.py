@@ -1,0 +1,44 @@
+"""v6.12: synchronous zapping, roots made and freed under mmu_lock held for read, invalid roots on the list."""
+
+from interleaf.kvm.design import Design
+from interleaf.kvm.page_fault import INVALID_SLOT_RETRY, NOTIFIER_RETRY, STALE_ROOT_CHECK
+from interleaf.kvm.tdp import roots, unmap
+from interleaf.kvm.tdp.changed import DEFERRED_BOOKKEEPING, XCHG_VOLATILE
+from interleaf.kvm.tdp.iter import ITER_YIELDED
+from interleaf.kvm.tdp.zap import FLUSH_IN_RCU, FORWARD_PROGRESS, SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST
+
+RULES = (
+    DEFERRED_BOOKKEEPING,
+    FLUSH_IN_RCU,
+    FORWARD_PROGRESS,
+    INVALID_SLOT_RETRY,
+    ITER_YIELDED,
+    NOTIFIER_RETRY,
+    SKIP_FLUSH_INVALID,
+    STALE_ROOT_CHECK,
+    XCHG_VOLATILE,
+    ZAP_SMALL_FIRST,
+    roots.NEXT_ROOT_RCU,
+    roots.ROOTS_UNDER_READ_LOCK,
+)
+
+V6_12 = Design(
+    name="v6.12",
+    summary="Roots are zapped by whoever invalidates them, and come and go under mmu_lock held for read.",
+    commits=("0df9dab891ff", "edbdb43fc96b", "576a15de8d29", "f5238c2a60f1", "dab285e4ec73", "8ca983631f3c"),
+    rules=frozenset(rule.name for rule in RULES),
+    shadow_nonpresent_value=1 << 63,
+    removed_spte=1 << 63 | 0x5A0,
+    kvm_mmu_init_tdp_mmu=roots.kvm_mmu_init_tdp_mmu,
+    kvm_mmu_uninit_tdp_mmu=roots.kvm_mmu_uninit_tdp_mmu,
+    kvm_tdp_mmu_get_vcpu_root_hpa=roots.kvm_tdp_mmu_get_vcpu_root_hpa,
+    kvm_tdp_mmu_get_root=roots.kvm_tdp_mmu_get_root,
+    kvm_tdp_mmu_put_root=roots.kvm_tdp_mmu_put_root,
+    tdp_mmu_next_root=roots.tdp_mmu_next_root,
+    kvm_tdp_mmu_invalidate_all_roots=roots.kvm_tdp_mmu_invalidate_all_roots,
+    kvm_tdp_mmu_zap_invalidated_roots=roots.kvm_tdp_mmu_zap_invalidated_roots,
+    kvm_mmu_zap_all_fast=roots.kvm_mmu_zap_all_fast,
+    kvm_tdp_mmu_unmap_gfn_range=unmap.kvm_tdp_mmu_unmap_gfn_range,
+    kvm_tdp_mmu_zap_leafs=unmap.kvm_tdp_mmu_zap_leafs,
+    kvm_tdp_mmu_zap_all=unmap.kvm_tdp_mmu_zap_all,
+)

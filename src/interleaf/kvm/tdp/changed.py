@@ -1,0 +1,218 @@
+"""Changing SPTEs, and what follows from a change (kernel tdp_mmu.c, v6.12).
+
+An SPTE is set either *atomically* (mmu_lock held for read: others may be changing it, so the write is a cmpxchg)
+or *exclusively* (mmu_lock held for write: only the hardware, and a vCPU's fast path, may change it meanwhile).
+Whoever makes a change then does the book-keeping for the value that it has replaced, in `handle_changed_spte`.
+"""
+
+from __future__ import annotations
+
+from interleaf.hw.page_table import entries_for, pages_per_entry
+from interleaf.kvm.design import rule
+from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
+from interleaf.kvm.pfn import kvm_set_pfn_accessed, kvm_set_pfn_dirty
+from interleaf.kvm.tlb import kvm_flush_remote_tlbs_range
+from interleaf.linux.lockdep import lockdep_assert_held_read, lockdep_assert_held_write
+from interleaf.linux.rcu import call_rcu
+from interleaf.linux.slab import kmem_cache_free
+from interleaf.runtime import checkpoint, routine, warn
+
+from .entries import cmpxchg_spte, kvm_tdp_mmu_read_spte, write_spte, xchg_spte
+from .iter import TdpIter, spte_to_child_pt
+from .references import page_unlinked
+from .spte import (
+    is_accessed_spte,
+    is_dirty_spte,
+    is_last_spte,
+    is_present_leaf,
+    is_removed_spte,
+    is_shadow_present_pte,
+    show_spte,
+    spte_has_volatile_bits,
+    spte_to_pfn,
+)
+
+XCHG_VOLATILE = rule(
+    "xchg-volatile-sptes",
+    "An exclusive update of a leaf whose A, D or W bit may change at any time is an exchange, so that no such change "
+    "is lost.",
+    "ba3a6120a4e7",
+)
+REMOVED_PT_FLUSHES = rule(
+    "removed-pt-flushes",
+    "Whoever removes a table flushes its range from the TLBs at once, instead of leaving that to the caller.",
+    "a066e61f13cf",
+)
+FLUSH_START = rule(
+    "removed-pt-flush-start",
+    "The flush for a removed table starts at the first gfn of the table, instead of at the last.",
+    "574c3c55e969",
+)
+DEFERRED_BOOKKEEPING = rule(
+    "freeze-without-bookkeeping",
+    "An atomic zap freezes the SPTE first, and does the book-keeping for the old value after the flush.",
+    "v6.10",
+)
+
+
+@routine
+def tdp_mmu_set_spte_atomic(kvm: Kvm, it: TdpIter, new_spte: int) -> int | None:
+    """Replace `it.old_spte` by `new_spte` if nobody else has changed the entry.
+
+    Returns None if it is done, and otherwise the value that the entry has now. In an RCU reader, mmu_lock held
+    for read.
+    """
+    lockdep_assert_held_read(kvm.mmu_lock)
+    found = _cmpxchg(kvm, it, new_spte)
+    if found is None:
+        handle_changed_spte(kvm, it.gfn, it.old_spte, new_spte, it.level, True)
+    return found
+
+
+@routine
+def tdp_mmu_zap_spte_atomic(kvm: Kvm, it: TdpIter) -> int | None:
+    """Zap an entry that vCPUs may be using: freeze it, flush, and only then let others fill it again.
+
+    Returns None if it is done, and otherwise the value that the entry has now. In an RCU reader, mmu_lock held
+    for read.
+    """
+    lockdep_assert_held_read(kvm.mmu_lock)
+    design = kvm.design
+    deferred = design.obeys(DEFERRED_BOOKKEEPING)
+    found = _cmpxchg(kvm, it, design.removed_spte)
+    if found is not None:
+        return found
+    if not deferred:
+        handle_changed_spte(kvm, it.gfn, it.old_spte, design.removed_spte, it.level, True)
+    kvm_flush_remote_tlbs_range(kvm, it.gfn, pages_per_entry(it.level))
+    write_spte(kvm, it.root, it.sp, it.gfn, it.level, design.shadow_nonpresent_value)
+    if deferred:
+        handle_changed_spte(kvm, it.gfn, it.old_spte, design.shadow_nonpresent_value, it.level, True)
+    return None
+
+
+@routine
+def tdp_mmu_iter_set_spte(kvm: Kvm, it: TdpIter, new_spte: int) -> None:
+    """Set the entry, with nobody else changing it. In an RCU reader, mmu_lock held for write."""
+    lockdep_assert_held_write(kvm.mmu_lock)
+    frozen = is_removed_spte(kvm.design, it.old_spte) or is_removed_spte(kvm.design, new_spte)
+    warn(
+        "frozen-spte-exclusive",
+        frozen,
+        f"an SPTE of gfn {it.gfn:#x} is frozen or unfrozen under mmu_lock held for write, where nobody freezes",
+    )
+    old_spte = kvm_tdp_mmu_write_spte(kvm, it.root, it.sp, it.gfn, it.level, it.old_spte, new_spte)
+    handle_changed_spte(kvm, it.gfn, old_spte, new_spte, it.level, False)
+
+
+@routine
+def kvm_tdp_mmu_write_spte(
+    kvm: Kvm, root: KvmMmuPage | None, sp: KvmMmuPage, gfn: int, level: int, old_spte: int, new_spte: int
+) -> int:
+    """Write an entry exclusively; returns the value that it replaces, as far as the design knows it."""
+    volatile = is_present_leaf(old_spte, level) and spte_has_volatile_bits(old_spte)
+    if volatile and kvm.design.obeys(XCHG_VOLATILE):
+        return int(xchg_spte(kvm, root, sp, gfn, level, new_spte))
+    write_spte(kvm, root, sp, gfn, level, new_spte)
+    return old_spte
+
+
+@routine
+def handle_changed_spte(kvm: Kvm, gfn: int, old_spte: int, new_spte: int, level: int, shared: bool) -> None:
+    """What follows from the change of an SPTE from `old_spte` to `new_spte`.
+
+    The state of a page that is not mapped any more (or is mapped clean, or old, from now on) is written back to
+    the host, and a table that is not pointed to any more is torn down. In an RCU reader, mmu_lock held: for read
+    if `shared`, else for write.
+    """
+    was_present = is_shadow_present_pte(old_spte)
+    is_present = is_shadow_present_pte(new_spte)
+    was_leaf = was_present and is_last_spte(old_spte, level)
+    is_leaf = is_present and is_last_spte(new_spte, level)
+    pfn_changed = spte_to_pfn(old_spte) != spte_to_pfn(new_spte)
+    if old_spte == new_spte:
+        return
+    if not was_present and not is_present:
+        known = kvm.design.shadow_nonpresent_value
+        warn(
+            "nonpresent-spte-change",
+            not is_removed_spte(kvm.design, new_spte) and new_spte != known,
+            f"the SPTE of gfn {gfn:#x}, level {level}, changes from {old_spte:#x} to {new_spte:#x}: neither maps "
+            "anything, and the new value is not the frozen one",
+        )
+        return
+    if was_leaf and is_dirty_spte(old_spte) and (not is_present or not is_dirty_spte(new_spte) or pfn_changed):
+        kvm_set_pfn_dirty(spte_to_pfn(old_spte))
+    if was_present and not was_leaf:
+        moved = is_present and not is_leaf and pfn_changed
+        warn(
+            "table-replaced-by-table",
+            moved,
+            f"the SPTE of gfn {gfn:#x}, level {level}, changes from {show_spte(kvm.design, old_spte, level)} to "
+            f"{show_spte(kvm.design, new_spte, level)}",
+        )
+        child = spte_to_child_pt(old_spte, level)
+        if child is not None and (is_leaf or not is_present or moved):
+            handle_removed_pt(kvm, child, gfn, level - 1, shared)
+    if was_leaf and is_accessed_spte(old_spte) and (not is_present or not is_accessed_spte(new_spte) or pfn_changed):
+        kvm_set_pfn_accessed(spte_to_pfn(old_spte))
+
+
+@routine
+def handle_removed_pt(kvm: Kvm, sp: KvmMmuPage, base_gfn: int, level: int, shared: bool) -> None:
+    """Tear down a table, of `level`, that has just been disconnected from its root.
+
+    Others may still be walking in it (RCU), and install entries until each is frozen. The table is freed after a
+    grace period. In an RCU reader, mmu_lock held: for read if `shared`, else for write.
+    """
+    page_unlinked(kvm)
+    frozen = kvm.design.removed_spte
+    todo = tuple(base_gfn + index * pages_per_entry(level) for index in entries_for(kvm.gfns, base_gfn, level))
+    while todo:
+        checkpoint()
+        gfn, todo = todo[0], todo[1:]
+        old_spte = _freeze_child(kvm, sp, gfn, level, shared)
+        if old_spte is not None:
+            handle_changed_spte(kvm, gfn, old_spte, frozen, level, shared)
+        del old_spte
+    if kvm.design.obeys(REMOVED_PT_FLUSHES):
+        covered = pages_per_entry(level + 1)
+        start = base_gfn if kvm.design.obeys(FLUSH_START) else base_gfn + covered - pages_per_entry(level)
+        kvm_flush_remote_tlbs_range(kvm, start, covered)
+    call_rcu(tdp_mmu_free_sp_rcu_callback, sp)
+
+
+@routine
+def _freeze_child(kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int, shared: bool) -> int | None:
+    """Freeze an entry of a disconnected table; returns what it was, or None if there is nothing to do for it."""
+    frozen = kvm.design.removed_spte
+    if not shared:
+        old_spte = kvm_tdp_mmu_read_spte(sp, gfn, level)
+        if not is_shadow_present_pte(old_spte):
+            return None
+        return kvm_tdp_mmu_write_spte(kvm, None, sp, gfn, level, old_spte, frozen)
+    while True:
+        checkpoint()
+        found = xchg_spte(kvm, None, sp, gfn, level, frozen)
+        if not is_removed_spte(kvm.design, found):
+            return int(found)
+        # somebody else has frozen it and is about to write it: wait for that value
+        del found
+
+
+def tdp_mmu_free_sp_rcu_callback(sp: KvmMmuPage) -> None:
+    """A grace period after a table was disconnected, nobody walks in it any more."""
+    kmem_cache_free(sp)
+
+
+def _cmpxchg(kvm: Kvm, it: TdpIter, new_spte: int) -> int | None:
+    """__tdp_mmu_set_spte_atomic(): None, or the value found if it is not `it.old_spte`."""
+    frozen = warn(
+        "frozen-spte-atomic",
+        is_removed_spte(kvm.design, it.old_spte),
+        f"an SPTE of gfn {it.gfn:#x} that was seen frozen is to be changed: only the task that froze it may do that",
+    )
+    if frozen:
+        return it.old_spte
+    found = cmpxchg_spte(kvm, it.root, it.sp, it.gfn, it.level, it.old_spte, new_spte)
+    return None if found == it.old_spte else found

@@ -1,0 +1,148 @@
+"""Reading and writing SPTEs: the only operations by which KVM changes its page tables.
+
+Each write keeps the ghost state with it and checks three properties where the value changes:
+
+* I3: a present leaf never maps another pfn directly; it is zapped (and flushed) first.
+* I4: a frozen entry is changed only by the task that froze it.
+* I8: nothing is installed under an invalid root after its zapper has passed.
+
+A table is a `KvmMmuPage`; an entry of it is named by the gfn that it leads to and its level, as a kernel
+developer would, and lives in `spt[index_of(gfn, level)]`. (kernel tdp_iter.h and tdp_mmu.c, v6.12)
+"""
+
+from __future__ import annotations
+
+from interleaf.hw.page_table import index_of
+from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
+from interleaf.linux.atomic import READ_ONCE
+from interleaf.mm.page import note_mapped, note_unmapped
+from interleaf.runtime import Memory, Violation, operation
+from interleaf.runtime.cells import Cell
+
+from . import ghost
+from .ghost import note
+from .spte import is_present_leaf, is_removed_spte, is_shadow_present_pte, show_spte, spte_to_pfn
+
+
+def kvm_tdp_mmu_read_spte(sp: KvmMmuPage, gfn: int, level: int) -> int:
+    """Read an entry (READ_ONCE). In an RCU reader, mmu_lock held."""
+    return READ_ONCE(sp, KvmMmuPage.spt[index_of(gfn, level)])
+
+
+def _cell(sp: KvmMmuPage, gfn: int, level: int) -> Cell:
+    return KvmMmuPage.spt.element(sp, index_of(gfn, level))
+
+
+def _words_cmpxchg(
+    kvm: Kvm, root: KvmMmuPage, sp: KvmMmuPage, gfn: int, level: int, old: int, new: int, seen: int
+) -> str:
+    design = kvm.design
+    if seen == old:
+        return _words(kvm, sp, gfn, level, old, new)
+    return (
+        f"{sp.name}: fails to change the SPTE of gfn {gfn:#x}, level {level}, to {show_spte(design, new, level)}: "
+        f"it is {show_spte(design, seen, level)}, not {show_spte(design, old, level)}"
+    )
+
+
+def _words(kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int, old: int, new: int) -> str:
+    before, after = show_spte(kvm.design, old, level), show_spte(kvm.design, new, level)
+    return f"{sp.name}: SPTE of gfn {gfn:#x}, level {level}: {before} -> {after}"
+
+
+@operation(focus=lambda kvm, root, sp, gfn, level, old, new: _cell(sp, gfn, level), words=_words_cmpxchg)
+def cmpxchg_spte(
+    memory: Memory, kvm: Kvm, root: KvmMmuPage, sp: KvmMmuPage, gfn: int, level: int, old: int, new: int
+) -> int:
+    """Write `new` if the entry is still `old` (try_cmpxchg64); returns what it was. mmu_lock held for read."""
+    cell = _cell(sp, gfn, level)
+    seen: int = memory.load_cell(cell)
+    if seen == old:
+        _change(memory, kvm, root, sp, gfn, level, old, new)
+    return seen
+
+
+@operation(
+    focus=lambda kvm, root, sp, gfn, level, new: _cell(sp, gfn, level),
+    words=lambda kvm, root, sp, gfn, level, new, old: _words(kvm, sp, gfn, level, old, new),
+)
+def xchg_spte(memory: Memory, kvm: Kvm, root: KvmMmuPage | None, sp: KvmMmuPage, gfn: int, level: int, new: int) -> int:
+    """Write `new` whatever the entry is (xchg); returns what it was."""
+    old: int = memory.load_cell(_cell(sp, gfn, level))
+    _change(memory, kvm, root, sp, gfn, level, old, new)
+    return old
+
+
+@operation(
+    focus=lambda kvm, root, sp, gfn, level, new: _cell(sp, gfn, level),
+    words=lambda kvm, root, sp, gfn, level, new, _: (
+        f"{sp.name}: SPTE of gfn {gfn:#x}, level {level} = {show_spte(kvm.design, new, level)}"
+    ),
+)
+def write_spte(
+    memory: Memory, kvm: Kvm, root: KvmMmuPage | None, sp: KvmMmuPage, gfn: int, level: int, new: int
+) -> None:
+    """Write `new` without looking (WRITE_ONCE)."""
+    _change(memory, kvm, root, sp, gfn, level, memory.peek(_cell(sp, gfn, level)), new)
+
+
+def _change(
+    memory: Memory, kvm: Kvm, root: KvmMmuPage | None, sp: KvmMmuPage, gfn: int, level: int, old: int, new: int
+) -> None:
+    """Store `new` over `old`. Without `root`, the table is already disconnected from its root."""
+    cell = _cell(sp, gfn, level)
+    if old != new:
+        index = index_of(gfn, level)
+        _check_frozen(memory, kvm, sp, gfn, level, old, new)
+        if is_shadow_present_pte(new):
+            _check_install(memory, kvm, root, gfn, level, old, new)
+            if is_present_leaf(new, level):
+                note_mapped(memory, spte_to_pfn(new), (sp, index))
+        elif is_shadow_present_pte(old):
+            _count_zapped(memory)
+        if is_present_leaf(old, level) and not (is_present_leaf(new, level) and spte_to_pfn(new) == spte_to_pfn(old)):
+            note_unmapped(memory, spte_to_pfn(old), (sp, index))
+    memory.store_cell(cell, new)
+
+
+def _check_frozen(memory: Memory, kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int, old: int, new: int) -> None:
+    freezer = ghost.frozen_by.element(sp, index_of(gfn, level))
+    task = memory.world.tasks[memory.task]
+    if is_removed_spte(kvm.design, old):
+        memory.exercise("I4")
+        owner = memory.look(freezer)
+        if owner is not task:
+            message = (
+                f"{task.name} changes the SPTE of gfn {gfn:#x}, level {level}, to {show_spte(kvm.design, new, level)}, "
+                f"but {owner.name} has frozen it: only the task that freezes an SPTE may change it"
+            )
+            memory.violate(Violation("I4", message, object=sp.name))
+        note(memory, freezer, None)
+    if is_removed_spte(kvm.design, new):
+        note(memory, freezer, task)
+
+
+def _check_install(memory: Memory, kvm: Kvm, root: KvmMmuPage | None, gfn: int, level: int, old: int, new: int) -> None:
+    if is_present_leaf(old, level) and is_present_leaf(new, level):
+        memory.exercise("I3")
+        if spte_to_pfn(old) != spte_to_pfn(new):
+            message = (
+                f"the SPTE of gfn {gfn:#x}, level {level}, changes from pfn {spte_to_pfn(old):#x} to pfn "
+                f"{spte_to_pfn(new):#x} without being zapped and flushed in between"
+            )
+            memory.violate(Violation("I3", message))
+    if root is not None:
+        memory.exercise("I8")
+        if memory.look(ghost.zapped.cell(root)):
+            message = (
+                f"the SPTE of gfn {gfn:#x}, level {level}, becomes {show_spte(kvm.design, new, level)} under "
+                f"{root.name}, which is invalid and has been zapped already: nobody will zap it"
+            )
+            memory.violate(Violation("I8", message, object=root.name))
+
+
+def _count_zapped(memory: Memory) -> None:
+    counter = ghost.torn_down.cell(memory.world.tasks[memory.task])
+    count = memory.look(counter)
+    if count is not None:
+        note(memory, counter, count + 1)

@@ -1,0 +1,147 @@
+"""The TDP iterator: a walk over the entries of a root, parents before children, that survives yields.
+
+The kernel's `struct tdp_iter` changes in place; here it is an immutable value, and each function returns the next
+one. Only entries that lead to a gfn of `Kvm.gfns` are visited: all others are never written. Passing over others
+counts as progress, as it does in the kernel, which looks at each of them. (kernel tdp_iter.c, v6.12)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from interleaf.hw.frames import PAGE_TABLE_PFN_BASE
+from interleaf.hw.page_table import ROOT_LEVEL, gfn_round_for_level, pages_per_entry
+from interleaf.kvm.design import rule
+from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
+from interleaf.runtime import object_of, routine
+
+from .entries import kvm_tdp_mmu_read_spte
+from .spte import is_last_spte, is_shadow_present_pte, spte_to_pfn
+
+ITER_YIELDED = rule(
+    "iter-yielded",
+    "A walk that has yielded goes on at the entry before which it yielded, instead of at the one after it.",
+    "3a0f64de479c",
+)
+
+
+class TdpIter(NamedTuple):
+    """Where a walk is: in the table `pt_path[-1]`, at the entry that leads to `gfn`."""
+
+    pt_path: tuple[KvmMmuPage, ...]
+    """The tables from the root down to the current one."""
+    gfn: int
+    """First gfn that the entry covers."""
+    min_level: int
+    """The walk does not go below this level."""
+    old_spte: int
+    """The entry as it was when last read."""
+    next_last_level_gfn: int
+    """The gfn that the walk aims for: all before it are done."""
+    yielded_gfn: int
+    """The gfn that it aimed for when it last yielded."""
+    yielded: bool = False
+    """It has yielded since this entry was read, and must find its way again from the root."""
+
+    @property
+    def root(self) -> KvmMmuPage:
+        return self.pt_path[0]
+
+    @property
+    def sp(self) -> KvmMmuPage:
+        """The table that holds the entry."""
+        return self.pt_path[-1]
+
+    @property
+    def level(self) -> int:
+        return ROOT_LEVEL + 1 - len(self.pt_path)
+
+    @property
+    def end(self) -> int:
+        """The first gfn behind those that the entry covers."""
+        return self.gfn + pages_per_entry(self.level)
+
+    @property
+    def may_yield(self) -> bool:
+        """Has the walk made progress since it last yielded? Without it, two walks could yield to each other for
+        ever."""
+        return self.next_last_level_gfn != self.yielded_gfn
+
+
+@routine
+def tdp_iter_start(kvm: Kvm, root: KvmMmuPage, min_level: int, next_last_level_gfn: int) -> TdpIter | None:
+    """Begin a walk at the first entry that covers a gfn from `next_last_level_gfn` on; None if there is none.
+
+    In an RCU reader, mmu_lock held.
+    """
+    aim = next_last_level_gfn
+    return _enter(kvm, TdpIter((root,), aim, min_level, 0, next_last_level_gfn=aim, yielded_gfn=aim))
+
+
+@routine
+def tdp_iter_next(kvm: Kvm, it: TdpIter) -> TdpIter | None:
+    """The next entry in pre-order, or None behind the last. In an RCU reader, mmu_lock held."""
+    if it.yielded:
+        restarted = _enter(kvm, it._replace(pt_path=it.pt_path[:1]))
+        if restarted is None or kvm.design.obeys(ITER_YIELDED):
+            return restarted
+        it = restarted
+    return _step_down(kvm, it) or _step_side(kvm, it)
+
+
+@routine
+def tdp_iter_refresh(it: TdpIter) -> TdpIter:
+    """Read the entry again. In an RCU reader, mmu_lock held."""
+    return it._replace(old_spte=kvm_tdp_mmu_read_spte(it.sp, it.gfn, it.level))
+
+
+def spte_to_child_pt(spte: int, level: int) -> KvmMmuPage | None:
+    """The table that an entry of this level points to, if it does."""
+    if not is_shadow_present_pte(spte) or is_last_spte(spte, level):
+        return None
+    return object_of(KvmMmuPage, spte_to_pfn(spte) - PAGE_TABLE_PFN_BASE)
+
+
+def _step_down(kvm: Kvm, it: TdpIter) -> TdpIter | None:
+    """Into the table below (try_step_down). The entry is read again, because it may have been changed, by this
+    task or by another, and the table that it pointed to be on its way to be freed."""
+    if it.level == it.min_level:
+        return None
+    child = spte_to_child_pt(kvm_tdp_mmu_read_spte(it.sp, it.gfn, it.level), it.level)
+    if child is None:
+        return None
+    return _enter(kvm, it._replace(pt_path=(*it.pt_path, child)))
+
+
+def _step_side(kvm: Kvm, it: TdpIter) -> TdpIter | None:
+    """To the next entry of the table, or up until there is one (try_step_side, try_step_up)."""
+    return _seek(kvm, it, it.gfn, it.end, it.end)
+
+
+def _enter(kvm: Kvm, it: TdpIter) -> TdpIter | None:
+    """To the entry of the table `it.sp` that leads to where the walk aims, or to the next one."""
+    aim = it.next_last_level_gfn
+    return _seek(kvm, it, aim, gfn_round_for_level(aim, it.level), aim)
+
+
+def _seek(kvm: Kvm, it: TdpIter, inside: int, start: int, aim: int) -> TdpIter | None:
+    """To the first entry from gfn `start` on that can ever be written: of the table `it.sp`, which covers the gfn
+    `inside`, or of the next one further up."""
+    pt_path, level = it.pt_path, it.level
+    while True:
+        end = gfn_round_for_level(inside, level + 1) + pages_per_entry(level + 1)
+        entries = (gfn_round_for_level(gfn, level) for gfn in kvm.gfns)
+        found = min((entry for entry in entries if start <= entry < end), default=None)
+        if found is not None:
+            break
+        if len(pt_path) == 1:
+            return None
+        pt_path, level, start = pt_path[:-1], level + 1, end
+    return TdpIter(
+        pt_path,
+        gfn=found,
+        min_level=it.min_level,
+        old_spte=kvm_tdp_mmu_read_spte(pt_path[-1], found, level),
+        next_last_level_gfn=aim if gfn_round_for_level(aim, level) == found else found,
+        yielded_gfn=it.yielded_gfn,
+    )
