@@ -23,7 +23,7 @@ from interleaf.runtime.cells import Domain, World
 from interleaf.runtime.execution import StepLimit
 from interleaf.runtime.findings import ModelError, Violation, ViolationRaised
 from interleaf.runtime.memory import ALIVE, BLOCK, NOTHING_HELD, Memory
-from interleaf.runtime.operations import Task, intern_task
+from interleaf.runtime.operations import Task, end_task, intern_task
 
 from .automaton import Automata, Node
 
@@ -187,9 +187,7 @@ class Machine:
                     branches.append(node.outcomes)
                     outcomes = (*outcomes, result)
                 elif kind == END:
-                    memory.plainly = False
-                    memory.order(node.task, release=True)
-                    memory.store_cell(Task.done.cell(node.task), True)
+                    end_task(memory, node.task)
                     nodes[index] = None
                     break
                 else:

@@ -16,7 +16,7 @@ from .carrier import CHOICE, END, Carrier, Op
 from .cells import World
 from .findings import ModelError, Violation, ViolationRaised
 from .memory import BLOCK, NOTHING_HELD, Memory, Observer
-from .operations import Choose, Task, intern_task
+from .operations import Choose, Task, end_task, intern_task
 from .values import Value
 
 
@@ -206,10 +206,7 @@ class Execution:
             step.branches.append(op.outcomes)
             return outcome
         if op.kind == END:
-            task: Any = step.task
-            memory.plainly = False
-            memory.order(task, release=True)
-            memory.store_cell(Task.done.cell(task), True)
+            end_task(memory, step.task)
             return None
         memory.plainly = not op.marked
         return op.run(memory)

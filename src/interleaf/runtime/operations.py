@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from .carrier import CHOICE, Op, function_key, perform, running
 from .cells import Cell
-from .findings import ModelError, Violation
+from .findings import ModelError, Violation, ViolationRaised
 from .memory import BLOCK, Memory
 from .objects import Array, Const, Field, Marked, O, Object, Read, Write, by_serial, intern_object, show, singleton
 from .values import Value, canonical
@@ -179,6 +179,17 @@ class Join(Op):
 
     def text(self, result: Value) -> str:
         return f"{self.task} has ended"
+
+
+def end_task(memory: Memory, task: Task) -> None:
+    """The running task, `task`, has come to its end. It must hold no lock any more."""
+    held = memory.held[memory.task].locks
+    if held:
+        names = ", ".join(str(cell.owner) for cell, _exclusive in held)
+        raise ViolationRaised(Violation("held-at-end", f"{task} ends and still holds {names}", True, task.name))
+    memory.plainly = False
+    memory.order(task, release=True)
+    memory.store_cell(Task.done.cell(task), True)
 
 
 def intern_task(world: Any, label: str) -> Task:
