@@ -51,8 +51,8 @@ class _StoreRelease(_Access):
     name = "smp_store_release"
 
     def run(self, memory: Memory) -> None:
-        memory.order(self.cell, release=True)
         memory.store_cell(self.cell, self.value)
+        memory.order(self.cell, release=True)
 
     def text(self, result: Value) -> str:
         return f"{self.cell.label} = {show(self.value)} (release)"
@@ -62,9 +62,10 @@ class _Xchg(_Access):
     name = "xchg"
 
     def run(self, memory: Memory) -> Value:
-        memory.order(self.cell, acquire=True, release=True)
+        memory.order(self.cell, acquire=True)
         old = memory.load_cell(self.cell)
         memory.store_cell(self.cell, self.value)
+        memory.order(self.cell, release=True)
         return old
 
     def text(self, result: Value) -> str:
@@ -81,8 +82,9 @@ class _Cmpxchg(_Access):
     def run(self, memory: Memory) -> Value:
         found = memory.load_cell(self.cell)
         if found == self.old:
-            memory.order(self.cell, acquire=True, release=True)
+            memory.order(self.cell, acquire=True)
             memory.store_cell(self.cell, self.value)
+            memory.order(self.cell, release=True)
         return found
 
     def text(self, result: Value) -> str:
@@ -101,11 +103,14 @@ class _Rmw(_Access):
         return wrap(old + int(self.value))
 
     def run(self, memory: Memory) -> Value:
-        if self.ordered:
-            memory.order(self.cell, acquire=True, release=True)
+        if not self.ordered:
+            memory.store_cell(self.cell, self.compute(memory.load_cell(self.cell)))
+            return None
+        memory.order(self.cell, acquire=True)
         old = memory.load_cell(self.cell)
         memory.store_cell(self.cell, self.compute(old))
-        return old if self.ordered else None
+        memory.order(self.cell, release=True)
+        return old
 
     def text(self, result: Value) -> str:
         was = f" (was {show(result)})" if self.ordered else ""
@@ -151,8 +156,9 @@ class _AtomicAddUnless(_Access):
         old = memory.load_cell(self.cell)
         if old == 0:
             return False
-        memory.order(self.cell, acquire=True, release=True)
+        memory.order(self.cell, acquire=True)
         memory.store_cell(self.cell, wrap(old + 1))
+        memory.order(self.cell, release=True)
         return True
 
     def text(self, result: Value) -> str:

@@ -32,10 +32,10 @@ class _Complete(_Completion):
     name = "complete"
 
     def run(self, memory: Memory) -> None:
-        memory.order(self.cell, release=True)
         done = memory.load_cell(self.cell)
         if done != COMPLETED_FOR_ALL:
             memory.store_cell(self.cell, done + 1)
+        memory.order(self.cell, release=True)
 
     def text(self, result: Value) -> str:
         return f"completes {self.cell.owner}"
@@ -45,8 +45,8 @@ class _CompleteAll(_Completion):
     name = "complete_all"
 
     def run(self, memory: Memory) -> None:
-        memory.order(self.cell, release=True)
         memory.store_cell(self.cell, COMPLETED_FOR_ALL)
+        memory.order(self.cell, release=True)
 
     def text(self, result: Value) -> str:
         return f"completes {self.cell.owner} for all"

@@ -238,8 +238,8 @@ def _prepare(memory: Memory, new: list_head, head: list_head, tail: bool) -> Non
 @operation(focus=_heads, words=lambda new, head, _: f"publishes {new} on {head}")
 def _publish(memory: Memory, new: list_head, head: list_head) -> None:
     prev = _prev(memory, new)
-    memory.order(list_head.next.cell(prev), release=True)
     memory.store(prev, list_head.next, new)
+    memory.order(list_head.next.cell(prev), release=True)
     memory.store(_next(memory, new), list_head.prev, new, True)
 
 

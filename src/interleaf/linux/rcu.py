@@ -228,6 +228,7 @@ class _Outstanding(_RcuOp):
         callbacks = self.known.callbacks
         may_sleep(memory, self.site)
         memory.store_cell(callbacks, memory.values[callbacks.index])
+        memory.order((self.known.softirq, "shared"), acquire=True)
         return memory.values[callbacks.index]
 
     def text(self, result: Value) -> str:
@@ -287,8 +288,8 @@ class _Assign(_RcuOp):
         self.value = value
 
     def run(self, memory: Memory) -> None:
-        memory.order(self.cell, release=True)
         memory.store_cell(self.cell, self.value)
+        memory.order(self.cell, release=True)
 
     def text(self, result: Value) -> str:
         return f"{self.cell.label} = {show(self.value)} (published)"

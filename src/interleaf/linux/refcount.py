@@ -88,8 +88,8 @@ class _DecAndTest(_Ref):
         if old <= 0:
             self.saturate(memory, "underflow; use after free")
             return False
-        memory.order(self.cell, release=True, acquire=old == 1)
         memory.store_cell(self.cell, old - 1)
+        memory.order(self.cell, acquire=old == 1, release=True)
         return bool(old == 1)
 
 
@@ -105,8 +105,8 @@ class _Dec(_Ref):
         elif old == 1:
             self.saturate(memory, "decrement hit 0; leaks memory")
         else:
-            memory.order(self.cell, release=True)
             memory.store_cell(self.cell, old - 1)
+            memory.order(self.cell, release=True)
 
 
 class _Set(_Ref):

@@ -114,11 +114,11 @@ class AllDone(Op):
 
 def wake(memory: Memory, cell: Cell) -> bool:
     """Make the task whose state is `cell` running; was it not?"""
+    asleep = bool(memory.load_cell(cell) != TASK_RUNNING)
+    if asleep:
+        memory.store_cell(cell, TASK_RUNNING)
     memory.order(cell, release=True)
-    if memory.load_cell(cell) == TASK_RUNNING:
-        return False
-    memory.store_cell(cell, TASK_RUNNING)
-    return True
+    return asleep
 
 
 def set_current_state(state: int) -> None:

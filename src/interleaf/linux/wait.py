@@ -36,9 +36,10 @@ class _Prepare(_QueueOp):
     name = "prepare_to_wait"
 
     def run(self, memory: Memory) -> None:
-        memory.order(self.cell, acquire=True, release=True)
+        memory.order(self.cell, acquire=True)
         memory.store_cell(self.cell, memory.load_cell(self.cell) | 1 << memory.task)
         memory.store_cell(self.state, TASK_UNINTERRUPTIBLE)
+        memory.order(self.cell, release=True)
 
     def text(self, result: Value) -> str:
         return f"queues itself on {self.cell.owner}"
@@ -59,13 +60,14 @@ class _WakeUp(_QueueOp):
     name = "wake_up"
 
     def run(self, memory: Memory) -> None:
-        memory.order(self.cell, acquire=True, release=True)
+        memory.order(self.cell, acquire=True)
         waiters = memory.load_cell(self.cell)
         if waiters:
             memory.store_cell(self.cell, 0)
             known = singleton(memory.world, SchedState)
             for task in bits(waiters):
                 wake(memory, SchedState.state.element(known, task))
+        memory.order(self.cell, release=True)
 
     def text(self, result: Value) -> str:
         return f"wakes the waiters of {self.cell.owner}"

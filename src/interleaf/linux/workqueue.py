@@ -73,8 +73,10 @@ class _Queue(_WorkqueueOp):
 
     def run(self, memory: Memory) -> bool:
         memory.exercise("workqueue")
-        memory.order(self.pending, acquire=True, release=True)
-        if memory.load_cell(self.pending):
+        memory.order(self.pending, acquire=True)
+        already = memory.load_cell(self.pending)
+        memory.order(self.pending, release=True)
+        if already:
             return False
         memory.store_cell(self.pending, True)
         if memory.load(self.work, work_struct.func) is None:
@@ -112,8 +114,10 @@ class _Begin(_WorkqueueOp):
         if memory.load_cell(self.running):
             return BLOCK
         memory.store_cell(self.running, True)
-        memory.order(self.pending, acquire=True, release=True)
+        memory.order(self.running, acquire=True)
+        memory.order(self.pending, acquire=True)
         memory.store_cell(self.pending, False)
+        memory.order(self.pending, release=True)
         lock_acquire(memory, self.cell, EXCLUSIVE, self.site)
         memory.hold(self.cell, False)
         return memory.load(self.work, work_struct.func)
@@ -136,6 +140,7 @@ class _End(_WorkqueueOp):
 
     def run(self, memory: Memory) -> None:
         memory.store_cell(self.running, False)
+        memory.order(self.running, release=True)
         memory.commute_cell(self.cell, memory.values[self.cell.index] & ~(1 << memory.task))
         memory.drop(self.cell)
 
@@ -153,6 +158,7 @@ class _Outstanding(_WorkqueueOp):
         may_sleep(memory, self.site)
         runs = memory.values[self.cell.index]
         memory.store_cell(self.cell, runs)
+        memory.order((self.cell, "shared"), acquire=True)
         return runs
 
     def text(self, result: Value) -> str:
