@@ -20,7 +20,7 @@ from interleaf.linux.rwlock import rwlock_t
 from interleaf.linux.spinlock import spinlock_t
 from interleaf.linux.srcu import srcu_struct
 from interleaf.linux.wait import wait_queue_head_t
-from interleaf.linux.workqueue import workqueue_struct
+from interleaf.linux.workqueue import work_struct, workqueue_struct
 from interleaf.mm.mm import Mm
 from interleaf.runtime import Const, Embedded, Marked, Object, Plain
 
@@ -125,6 +125,10 @@ class KvmMmuPage(PageTable):
     """Where the SPTE that points to this page is (`sp->ptep`): table and index. None for a root."""
     tdp_mmu_scheduled_root_to_zap = Plain(False)
     """v6.6 on: zap_invalidated_roots must zap this root. Protected by mmu_lock and slots_lock."""
+    tdp_mmu_async_work = Embedded(work_struct)
+    """v5.18 to v6.5: the work item that zaps this root."""
+    tdp_mmu_async_data: Plain[Kvm | None] = Plain(None)
+    """v5.18 to v6.5: the VM, for that work item."""
 
 
 class KvmMemorySlot(Object):
