@@ -6,6 +6,7 @@ from interleaf.kvm.tdp import roots, unmap
 from interleaf.kvm.tdp.changed import DEFERRED_BOOKKEEPING, XCHG_VOLATILE
 from interleaf.kvm.tdp.iter import ITER_YIELDED
 from interleaf.kvm.tdp.zap import FLUSH_IN_RCU, FORWARD_PROGRESS, SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST
+from interleaf.kvm.zap import ZAP_ALL_SLOTS_LOCK
 
 RULES = (
     DEFERRED_BOOKKEEPING,
@@ -17,6 +18,8 @@ RULES = (
     SKIP_FLUSH_INVALID,
     STALE_ROOT_CHECK,
     XCHG_VOLATILE,
+    ZAP_ALL_SLOTS_LOCK,
+    ZAP_ALL_SLOTS_LOCK,
     ZAP_SMALL_FIRST,
     roots.NEXT_ROOT_RCU,
     roots.ROOTS_UNDER_READ_LOCK,

@@ -1,18 +1,17 @@
 """KVM as a user of MMU notifiers: the host takes pages back (virt/kvm/kvm_main.c, v6.12).
 
-invalidate_range_start unmaps the range from the guest and says so in `mmu_invalidate_in_progress`;
-invalidate_range_end moves `mmu_invalidate_seq` on. A page fault that has looked up its pfn before, or does in
-between, finds one of the two changed when it holds mmu_lock, and tries again. Ranges are counted in gfns, as
-they are since v6.8.
+invalidate_range_start unmaps the range from the guest, and invalidate_range_end lets faults map it again. Both
+find the memslots that the range is in; the slots are not swapped in between (see memslots.py), so that both find
+the same. If there are none, they take no lock and count nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from interleaf.linux.atomic import WRITE_ONCE
 from interleaf.linux.bug import BUG_ON
-from interleaf.linux.lockdep import lockdep_assert_held_write, might_sleep
+from interleaf.linux.lockdep import might_sleep
+from interleaf.linux.refcount import refcount_t
 from interleaf.linux.rwlock import write_lock, write_unlock
 from interleaf.linux.spinlock import spin_lock, spin_unlock
 from interleaf.linux.srcu import srcu_dereference, srcu_read_lock, srcu_read_unlock
@@ -20,6 +19,7 @@ from interleaf.linux.wait import wake_up
 from interleaf.mm.mmu_notifier import MmuNotifier, MmuNotifierOps
 from interleaf.runtime import Memory, Violation, operation, routine, say
 
+from .invalidate import kvm_mmu_invalidate_begin, kvm_mmu_invalidate_end, kvm_mmu_invalidate_range_add
 from .kvm_host import Kvm, KvmGfnRange, KvmMemslots, KvmMmuPage, KvmRequest, KvmVcpu
 from .tdp import tdp_mmu
 from .tlb import kvm_flush_remote_tlbs
@@ -37,45 +37,6 @@ def _gfn_ranges(slots: KvmMemslots, start: int, end: int, may_block: bool) -> It
 
 
 @routine
-def kvm_mmu_invalidate_begin(kvm: Kvm) -> None:
-    """An invalidation begins: faults that finish from now on must try again. mmu_lock held for write."""
-    lockdep_assert_held_write(kvm.mmu_lock)
-    kvm.mmu_invalidate_in_progress += 1
-    if kvm.mmu_invalidate_in_progress == 1:
-        kvm.mmu_invalidate_range_start = kvm.mmu_invalidate_range_end = 0
-
-
-@routine
-def kvm_mmu_invalidate_range_add(kvm: Kvm, start: int, end: int) -> None:
-    """The invalidation in progress covers start <= gfn < end, too. With several in progress, the range is what
-    spans all of them. mmu_lock held for write."""
-    lockdep_assert_held_write(kvm.mmu_lock)
-    first, last = kvm.mmu_invalidate_range_start, kvm.mmu_invalidate_range_end
-    if first == last:
-        first, last = start, end
-    kvm.mmu_invalidate_range_start = min(first, start)
-    kvm.mmu_invalidate_range_end = max(last, end)
-
-
-@routine
-def kvm_mmu_invalidate_end(kvm: Kvm) -> None:
-    """The invalidation ends: faults that have looked up a pfn until now must try again. mmu_lock held for write."""
-    lockdep_assert_held_write(kvm.mmu_lock)
-    # the fault takes its snapshot without the lock
-    WRITE_ONCE(kvm, Kvm.mmu_invalidate_seq, kvm.mmu_invalidate_seq + 1)
-    kvm.mmu_invalidate_in_progress -= 1
-    BUG_ON(kvm.mmu_invalidate_in_progress < 0, "an invalidation ends that never began")
-
-
-@routine
-def mmu_invalidate_retry_gfn(kvm: Kvm, mmu_seq: int, gfn: int) -> bool:
-    """May a pfn for `gfn`, looked up after the snapshot `mmu_seq`, be out of date? mmu_lock held."""
-    if kvm.mmu_invalidate_in_progress and kvm.mmu_invalidate_range_start <= gfn < kvm.mmu_invalidate_range_end:
-        return True
-    return kvm.mmu_invalidate_seq != mmu_seq
-
-
-@routine
 def kvm_unmap_gfn_range(kvm: Kvm, gfn_range: KvmGfnRange) -> bool:
     """Unmap a range from the guest; returns whether TLBs must be flushed. mmu_lock held for write."""
     return tdp_mmu.kvm_tdp_mmu_unmap_gfn_range(kvm, gfn_range, False)
@@ -86,9 +47,11 @@ def _expect_no_tlb_entry(memory: Memory, kvm: Kvm, start: int, end: int) -> None
     """I1 for TLBs: no vCPU has a translation of start <= gfn < end that it could use without flushing first.
 
     A vCPU flushes before it uses another root; an entry of an old root, or of one that a pending request makes it
-    put, is harmless.
+    put, is harmless. So is everything once the last reference on the VM is gone: no vCPU can run any more.
     """
     memory.exercise("I1")
+    if memory.look(refcount_t.refs.cell(kvm.users_count)) == 0:
+        return
     for vcpu in memory.look(Kvm.vcpus.cell(kvm)):
         root = memory.look(KvmVcpu.mmu_root.cell(vcpu))
         requests = memory.look(KvmVcpu.requests.cell(vcpu))

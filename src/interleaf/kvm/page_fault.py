@@ -17,9 +17,9 @@ from interleaf.mm.mm import get_user_page
 from interleaf.runtime import routine, say
 
 from .design import rule
+from .invalidate import mmu_invalidate_retry_gfn
 from .kvm_host import KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, Kvm, KvmMmuPage, KvmPageFault, KvmVcpu, RetPf
 from .memslots import gfn_to_memslot
-from .mmu_notifier import mmu_invalidate_retry_gfn
 from .pfn import kvm_release_pfn_clean
 from .tdp.map import kvm_tdp_mmu_map
 

@@ -16,8 +16,24 @@ from interleaf.linux.mutex import mutex, mutex_lock, mutex_unlock
 from interleaf.linux.rwlock import write_lock, write_unlock
 from interleaf.runtime import Embedded, Memory, Object, Plain, Violation, container_of, operation, routine, say, the
 
+from .design import rule
+from .invalidate import kvm_mmu_invalidate_begin, kvm_mmu_invalidate_end, kvm_mmu_invalidate_range_add
 from .kvm_host import Kvm, KvmMemorySlot, KvmMmuPage
 from .tdp import tdp_mmu
+from .tlb import kvm_flush_remote_tlbs_range
+
+ZAP_ALL_SLOTS_LOCK = rule(
+    "zap-all-slots-lock",
+    "set_nx_huge_pages() takes slots_lock for its fast zap, as memslot updates do, so that the fast zaps of one VM "
+    "follow each other.",
+    "mail of 22 Nov 2021",
+)
+
+ZAP_ALL_SLOTS_LOCK = rule(
+    "zap-all-takes-slots-lock",
+    "Whoever invalidates all roots holds slots_lock, so that nobody else does meanwhile.",
+    "b7cccd397f31",
+)
 
 
 class KvmModule(Object):
@@ -63,7 +79,8 @@ def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:
     slots_lock held, which makes fast zaps follow each other. When it returns, no SPTE is left under any root that
     was on the list when it was called (I7): after a memslot is gone, notifiers could not find them.
     """
-    lockdep_assert_held(kvm.slots_lock)
+    if kvm.design.obeys(ZAP_ALL_SLOTS_LOCK):
+        lockdep_assert_held(kvm.slots_lock)
     roots = _roots_on_list(kvm)
     tdp_mmu.kvm_mmu_zap_all_fast(kvm)
     _expect_zapped(kvm, roots)
@@ -75,6 +92,19 @@ def kvm_mmu_zap_all(kvm: Kvm) -> None:
     runs. Takes mmu_lock."""
     write_lock(kvm.mmu_lock)
     tdp_mmu.kvm_tdp_mmu_zap_all(kvm)
+    write_unlock(kvm.mmu_lock)
+
+
+@routine
+def kvm_zap_gfn_range(kvm: Kvm, gfn_start: int, gfn_end: int) -> None:
+    """Zap the gfns gfn_start <= gfn < gfn_end in all roots that can be used, because how they must be mapped has
+    changed (memory types, say); they fault in again. Takes mmu_lock, and may give it up on the way."""
+    write_lock(kvm.mmu_lock)
+    kvm_mmu_invalidate_begin(kvm)
+    kvm_mmu_invalidate_range_add(kvm, gfn_start, gfn_end)
+    if tdp_mmu.kvm_tdp_mmu_zap_leafs(kvm, gfn_start, gfn_end, False):
+        kvm_flush_remote_tlbs_range(kvm, gfn_start, gfn_end - gfn_start)
+    kvm_mmu_invalidate_end(kvm)
     write_unlock(kvm.mmu_lock)
 
 
@@ -101,8 +131,11 @@ def set_nx_huge_pages() -> None:
     module = the(KvmModule)
     mutex_lock(module.kvm_lock)
     for kvm in module.vm_list:
-        mutex_lock(kvm.slots_lock)
+        serial = kvm.design.obeys(ZAP_ALL_SLOTS_LOCK)
+        if serial:
+            mutex_lock(kvm.slots_lock)
         say(f"set_nx_huge_pages zaps {kvm.name}")
         kvm_mmu_zap_all_fast(kvm)
-        mutex_unlock(kvm.slots_lock)
+        if serial:
+            mutex_unlock(kvm.slots_lock)
     mutex_unlock(module.kvm_lock)

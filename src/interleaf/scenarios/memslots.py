@@ -1,0 +1,71 @@
+"""Scenarios in which a memslot is deleted, and with it (in most designs) every root invalidated."""
+
+from __future__ import annotations
+
+from interleaf.kvm.design import Design
+from interleaf.kvm.kvm_host import Kvm
+from interleaf.kvm.memslots import kvm_delete_memslot
+from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, read, write
+from interleaf.mm.unmap import munmap
+from interleaf.runtime import spawn
+
+from .scenario import scenario
+from .stage import GUEST_HVA, destroy_after, make_vm, populate
+
+
+@scenario("A memslot is deleted while the host unmaps its memory")
+def memslot_delete_vs_unmap(design: Design, *, pages: int = 1) -> None:
+    """A memslot is deleted, which invalidates the roots and zaps them with mmu_lock given up now and then. Meanwhile
+    munmap takes the same pages away, and its MMU notifier finds the memslot, but must also find the SPTEs that are
+    still there under invalid roots: when it returns, the pages are freed, and whoever zaps such an SPTE afterwards
+    writes dirty and accessed state to a page that is not KVM's any more.
+
+    This is what ended "Take TDP MMU roots off list when invalidating all roots" (14 Dec 2021).
+    """
+    kvm = make_vm(design, pages=pages)
+    populate(kvm, pages)
+    memslot = spawn(kvm_delete_memslot, kvm, 0, name="memslot")
+    unmap = spawn(munmap, kvm.mm, GUEST_HVA, pages, name="munmap")
+    destroy_after(kvm, memslot, unmap)
+
+
+@scenario("A vCPU faults on a memslot that is being deleted")
+def fault_vs_memslot_delete(design: Design, *, pages: int = 1) -> None:
+    """A vCPU faults on memory whose memslot is deleted at the same time. Until the slot is marked invalid the fault
+    may map the page, and the zap must find what it has mapped; from then on it must retry; when the slot is gone,
+    the access is MMIO.
+    """
+    kvm = make_vm(design, pages=pages)
+    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], *(write(gfn) for gfn in range(pages)), name="vcpu0")
+    memslot = spawn(kvm_delete_memslot, kvm, 0, name="memslot")
+    destroy_after(kvm, vcpu, memslot)
+
+
+@scenario("A vCPU faults while another memslot is deleted")
+def fault_vs_other_memslot_delete(design: Design, *, pages: int = 1) -> None:
+    """A vCPU that has its root faults on memslot 0 while memslot 1 is deleted. Nothing but the check for a stale
+    root keeps the fault from mapping the page in a root that has been invalidated, and maybe zapped, in between.
+    """
+    kvm = make_vm(design, pages=pages, dummies=1)
+    accesses = tuple(read(gfn) for gfn in range(pages))
+    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], *accesses, name="vcpu0")
+    memslot = spawn(kvm_delete_memslot, kvm, 1, name="memslot")
+    destroy_after(kvm, vcpu, memslot)
+
+
+@scenario("Two memslots are deleted, one after the other, while a vCPU still holds its old root")
+def two_deletes_while_vcpu_holds_root(design: Design, *, dummies: int = 2) -> None:
+    """A vCPU holds a reference on its root. The first deletion invalidates the root and zaps it, but the root stays
+    until the vCPU puts it; the second deletion finds it on the list again, invalid. References that are taken for
+    each invalidation, or put for each zap, come out wrong here.
+    """
+    kvm = make_vm(design, dummies=dummies)
+    populate(kvm)
+    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], read(0), name="vcpu0")
+    memslot = spawn(_delete_all, kvm, dummies, name="memslot")
+    destroy_after(kvm, vcpu, memslot)
+
+
+def _delete_all(kvm: Kvm, dummies: int) -> None:
+    for dummy in range(dummies):
+        kvm_delete_memslot(kvm, 1 + dummy)

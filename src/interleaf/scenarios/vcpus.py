@@ -1,0 +1,51 @@
+"""Scenarios in which vCPUs race with each other."""
+
+from __future__ import annotations
+
+from interleaf.kvm.design import Design
+from interleaf.kvm.kvm_host import KvmVcpu
+from interleaf.kvm.mmu import kvm_mmu_reset_context
+from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, write
+from interleaf.runtime import spawn
+
+from .scenario import scenario
+from .stage import destroy_after, make_vm
+
+
+@scenario("vCPUs fault on different pages at the same time", vcpus=2)
+def two_vcpus_fault_different_pages(design: Design, *, vcpus: int = 2) -> None:
+    """vCPUs start, so they get their first root at the same time, and fault on neighbouring pages: they build the
+    same tables on the way, and each must use what the other one has put there first.
+    """
+    kvm = make_vm(design, vcpus=vcpus, pages=vcpus)
+    tasks = [
+        spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[index], write(index), name=f"vcpu{index}") for index in range(vcpus)
+    ]
+    destroy_after(kvm, *tasks)
+
+
+@scenario("vCPUs fault on the same page at the same time", vcpus=2)
+def two_vcpus_fault_same_page(design: Design, *, vcpus: int = 2) -> None:
+    """vCPUs start and fault on the same page: one of them maps it, and the other one finds it mapped, or being
+    mapped, and goes on.
+    """
+    kvm = make_vm(design, vcpus=vcpus)
+    tasks = [spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[index], write(0), name=f"vcpu{index}") for index in range(vcpus)]
+    destroy_after(kvm, *tasks)
+
+
+@scenario("vCPUs put their roots and load new ones again and again")
+def unload_reload_storm(design: Design, *, vcpus: int = 2, rounds: int = 1) -> None:
+    """vCPUs run, reset their MMUs and run again. A root whose last reference is put by one vCPU may be looked up by
+    another one at that moment: it must get a reference in time, or make a new root.
+    """
+    kvm = make_vm(design, vcpus=vcpus)
+    tasks = [spawn(_storm, kvm.vcpus[index], rounds, name=f"vcpu{index}") for index in range(vcpus)]
+    destroy_after(kvm, *tasks)
+
+
+def _storm(vcpu: KvmVcpu, rounds: int) -> None:
+    kvm_arch_vcpu_ioctl_run(vcpu, write(0))
+    for _ in range(rounds):
+        kvm_mmu_reset_context(vcpu)
+        kvm_arch_vcpu_ioctl_run(vcpu, write(0))
