@@ -1,1 +1,77 @@
-"""Kernel versions and proposed patches, each a value: what differs, and nothing else."""
+"""Designs: kernel versions and proposed patches, each a value in a module of its own.
+
+Each says what differs from its newer neighbour and nothing else; v6.12 is what `interleaf.kvm` has as it is.
+
+`load` finds one by what a user types: a name (`v5.18`), a name with rules dropped or added (`off-list without
+rcu-list-del`), or a file with a design in it (`mine.py:MyRoots`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from pathlib import Path
+
+from interleaf.kvm.design import Design
+from interleaf.runtime import ModelError
+
+from .off_list import OFF_LIST
+from .series_v1 import SERIES_V1
+from .v5_13 import V5_13
+from .v5_16 import V5_16
+from .v5_18 import V5_18
+from .v6_12 import V6_12
+
+__all__ = ["OFF_LIST", "SERIES_V1", "V5_13", "V5_16", "V5_18", "V6_12", "library", "load"]
+
+
+def library() -> dict[str, Design]:
+    """All designs by name, oldest first."""
+    return {design.name: design for design in (V5_13, V5_16, SERIES_V1, OFF_LIST, V5_18, V6_12)}
+
+
+def load(what: str) -> Design:
+    """The design that `what` says: NAME or FILE.py:NAME, followed by any number of "without RULE" or "with RULE".
+
+    Raises ModelError if there is none, saying what there is.
+    """
+    base, *changes = what.split()
+    if len(changes) % 2 or any(word not in ("with", "without") for word in changes[::2]):
+        raise ModelError(f'{what!r} is no design: after its name there may only be "without RULE" or "with RULE".')
+    design = _from_file(base) if ".py" in base else _from_library(base)
+    for how, name in zip(changes[::2], changes[1::2], strict=True):
+        design = design.without(name) if how == "without" else design.adding(name)
+    return design
+
+
+def _from_library(name: str) -> Design:
+    designs = library()
+    if name not in designs:
+        close = difflib.get_close_matches(name, designs, 1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ModelError(f"there is no design {name!r}; there are {', '.join(designs)}.{hint}")
+    return designs[name]
+
+
+def _from_file(what: str) -> Design:
+    file, _, name = what.rpartition(":")
+    if not file.endswith(".py"):
+        raise ModelError(f"{what!r} does not say which design in the file is meant: write FILE.py:NAME.")
+    path = Path(file)
+    if not path.is_file():
+        raise ModelError(f"there is no file {file!r}.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{file} cannot be loaded: {type(error).__name__}: {error}") from error
+    found = getattr(module, name, None)
+    if not isinstance(found, Design):
+        designs = ", ".join(key for key, value in vars(module).items() if isinstance(value, Design)) or "none"
+        raise ModelError(f"{file} has no design {name!r}; the designs in it: {designs}.")
+    return found

@@ -43,7 +43,7 @@ REMOVED_PT_FLUSHES = rule(
     "Whoever removes a table flushes its range from the TLBs at once, instead of leaving that to the caller.",
     "a066e61f13cf",
 )
-FLUSH_START = rule(
+REMOVED_PT_FLUSH_START = rule(
     "removed-pt-flush-start",
     "The flush for a removed table starts at the first gfn of the table, instead of at the last.",
     "574c3c55e969",
@@ -177,7 +177,7 @@ def handle_removed_pt(kvm: Kvm, sp: KvmMmuPage, base_gfn: int, level: int, share
         del old_spte
     if kvm.design.obeys(REMOVED_PT_FLUSHES):
         covered = pages_per_entry(level + 1)
-        start = base_gfn if kvm.design.obeys(FLUSH_START) else base_gfn + covered - pages_per_entry(level)
+        start = base_gfn if kvm.design.obeys(REMOVED_PT_FLUSH_START) else base_gfn + covered - pages_per_entry(level)
         kvm_flush_remote_tlbs_range(kvm, start, covered)
     call_rcu(tdp_mmu_free_sp_rcu_callback, sp)
 

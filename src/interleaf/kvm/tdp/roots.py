@@ -195,7 +195,6 @@ def kvm_tdp_mmu_zap_invalidated_roots(kvm: Kvm, invalidated_roots: Any) -> None:
 @routine
 def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:
     """Invalidate all roots and make all vCPUs get rid of them, in one go; then zap at leisure. slots_lock held."""
-    lockdep_assert_held(kvm.slots_lock)
     write_lock(kvm.mmu_lock)
     kvm.mmu_valid_gen = 1 - kvm.mmu_valid_gen
     tdp_mmu.kvm_tdp_mmu_invalidate_all_roots(kvm)
