@@ -69,7 +69,8 @@ class Node:
         self.outcomes = op.outcomes if isinstance(op, Choose) else 0
         self.cell: Any = getattr(op, "cell", None)
         self.value: Value = getattr(op, "value", None)
-        self.life: Cell | None = None
+        self.life: Cell | None = op.focus.owner.life if op.focus is not None else None
+        """The life of the object that the operation is about."""
         self.bits = self.plain_bits = 0
         """Footprint of a read or write: the cell, and the life of its owner."""
         if self.cell is not None:

@@ -128,7 +128,7 @@ class Machine:
         node = nodes[index]
         if node is None:
             raise ModelError(f"task {self.task(index)} cannot run: it has ended or was never started.")
-        memory.solo = len(nodes) - nodes.count(None) == 1
+        memory.solo = self._solo()
         values = memory.values
         observer = memory.observer
         branches: list[int] = []
@@ -211,6 +211,8 @@ class Machine:
             if memory.broken is not None:
                 domain, memory.broken = memory.broken, None
                 if self.learn:
+                    memory.spawned.clear()
+                    memory.warnings.clear()
                     raise Undisciplined(domain)
             if node.marked and not first:
                 basic.append((outcomes, 0))
@@ -236,10 +238,16 @@ class Machine:
         self.operations += 1
         return True
 
+    def _solo(self) -> bool:
+        """Is nobody left whose accesses could conflict with those of the next step?"""
+        return len(self.nodes) - self.nodes.count(None) == 1
+
     def _stops(self, node: Node) -> bool:
         """Is there a scheduling point before the operation of `node`?"""
         if not self.reduce or node.domain is None:
             return True
+        if node.life is not None and not node.life.domain.protected:
+            return True  # it may come too late: somebody else may have freed the object
         return node.domain.observed if node.releases else not node.domain.protected
 
     def _stops_plain(self, node: Node) -> bool:
