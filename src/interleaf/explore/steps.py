@@ -1,0 +1,351 @@
+"""The second engine: a stateless search over the orders of steps, with source sets, sleep sets and lazy locks.
+
+It shares the machine with the search over states and none of the search: nothing is known of states, no two are
+merged. Executions are taken one after the other, depth first; each is analysed for races, and a race says where
+another order must be tried (dynamic partial-order reduction: Flanagan & Godefroid, POPL 2005; source sets:
+Abdulla, Aronis, Jonsson & Sagonas, POPL 2014). A step that has been explored sleeps in the subtrees of
+its siblings until something happens that it depends on (Godefroid, LNCS 1032). `footprint.py` says when two steps
+depend on each other, `path.py` what the races of an execution are.
+
+* **Tasks that wait at the end** take part in the analysis with the operation in which they wait, as a section
+  that spans steps: what they would do further is unknown.
+* **What can make a task wait** is found out on the way: the first time that an operation has to wait, the search
+  begins again with that knowledge.
+* **A fatal violation** ends its task, and each that then depends on it; the others go on, so that what
+  they can still violate is found too. What happens in the past of a finding is free of such violations, so
+  each finding is one of an execution that ends there.
+* **Memory** is that of one execution, and of the tasks' automata.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from interleaf.runtime.carrier import Op
+from interleaf.runtime.cells import Cell, Domain, World
+from interleaf.runtime.execution import Move, Schedule, StepLimit
+from interleaf.runtime.findings import ModelError, Violation
+from interleaf.runtime.operations import Task
+
+from .bounded import deadlock
+from .footprint import NOTHING, Footprint, LockModes, Turn, Watched, turns
+from .livelock import alternatives
+from .machine import Choices, Machine, Snapshot, Undisciplined
+from .outcome import Bounds, Found, Outcome
+from .path import Event, Path, Wait
+
+Final: TypeAlias = Callable[[Machine], list[Violation]]
+
+
+class _Suspicious(World):
+    """A world in which no field is assumed to follow a lock discipline."""
+
+    def domain(self, name: str) -> Domain:
+        domain = super().domain(name)
+        domain.protected = False
+        return domain
+
+
+class _Machine(Machine):
+    """A machine whose next step is alone only if all that has happened is ordered before it.
+
+    Otherwise the other tasks have ended in this execution, and not in another one of the same partial order.
+    """
+
+    ordered = True
+
+    def _solo(self) -> bool:
+        return self.ordered and super()._solo()
+
+
+class _Again(Exception):
+    """Something was learned that the search so far did not know of; it begins again."""
+
+
+class _Stop(Exception):
+    """A bound ended the search; the text says which."""
+
+
+@dataclass(slots=True)
+class _Frame:
+    """A state on the current path, and what is to be done there."""
+
+    snapshot: Snapshot
+    last: int
+    """The task whose step led here."""
+    sleep: dict[int, Footprint]
+    """Tasks that need not be run here until something that they depend on has happened, with their steps."""
+    spoilt: int
+    """Tasks that ended by a fatal violation."""
+    wanted: int = 0
+    """Tasks that are to be run here."""
+    waiting: dict[int, int] = field(default_factory=dict)
+    """Tasks that cannot run here, with the cells that they looked at."""
+    running: int = -1
+    todo: list[Choices] = field(default_factory=list)
+    """Outcomes of choices with which the running task's step is still to be made."""
+    union: Footprint = NOTHING
+    """Of the running task's step, over the outcomes that were tried."""
+
+
+class StepSearch:
+    """One search of one program; `run` gives its `Outcome`.
+
+    `final` looks at the states in which all tasks have ended and returns what it finds violated. Without
+    `discipline`, the lock reduction of the machine is not used, and every marked or racy access is a scheduling
+    point. Honoured bounds: executions, seconds, and steps in one execution.
+    """
+
+    def __init__(
+        self,
+        setup: Callable[[], object],
+        *,
+        bounds: Bounds | None = None,
+        final: Final | None = None,
+        discipline: bool = True,
+        stop_at_first: bool = False,
+        seed: int = 1,
+    ) -> None:
+        self.bounds = bounds or Bounds()
+        if self.bounds.states is not None or self.bounds.preemptions is not None:
+            raise ModelError("the search over steps cannot honour a bound on states or preemptions: leave it out.")
+        self.final = final
+        self.stop_at_first = stop_at_first
+        self.world = World(seed) if discipline else _Suspicious(seed)
+        self.machine = _Machine(self.world, setup)
+        reductions = ("source sets", "sleep sets", "lazy locks", *(["lock reduction"] if discipline else []))
+        self.outcome = Outcome("steps", reductions=reductions)
+        self.path = Path()
+        self.stack: list[_Frame] = []
+        self.modes = LockModes()
+        self.waits: dict[Any, bool] = {}
+        """Kinds of operation that were seen to wait: for a lock (True), or for something else."""
+        self.exclusive: dict[Any, bool] = {}
+        """Kinds of operation that take a lock, and how."""
+        self._ends = 0
+        self._tasks = 0
+        self._began = 0.0
+
+    def run(self) -> Outcome:
+        """Search to the end, or to a bound."""
+        self._began = time.monotonic()
+        outcome = self.outcome
+        try:
+            while not self._pass():
+                outcome.restarts += 1
+            outcome.exhaustive = True
+        except (_Stop, StepLimit) as limit:
+            outcome.stopped = str(limit)
+        outcome.seconds = time.monotonic() - self._began
+        outcome.exercised = dict(self.world.exercised)
+        return outcome
+
+    def close(self) -> None:
+        """Give back greenlets and memory."""
+        self.machine.close()
+
+    def _pass(self) -> bool:
+        """Search from the initial state; False if something was learned and it must be done again."""
+        machine = self.machine
+        machine.restore(machine.initial)
+        self.modes.restart()
+        self.path.clear([held.locks for held in machine.memory.held])
+        self.stack.clear()
+        self.stack.append(_Frame(machine.initial, -1, {}, 0))
+        try:
+            while self.stack:
+                self._advance(self.stack[-1])
+        except (Undisciplined, Watched, _Again):
+            return False
+        return True
+
+    def _advance(self, frame: _Frame) -> None:
+        """Make the next step from the state on top of the stack, or leave that state."""
+        if len(self.path.events) == len(self.stack):
+            self.path.pop()
+        self.machine.restore(frame.snapshot)
+        if frame.todo:
+            self._step(frame, frame.running, frame.todo.pop())
+            return
+        if frame.running >= 0:
+            frame.sleep[frame.running] = frame.union
+            frame.running, frame.union = -1, NOTHING
+        task = self._next(frame)
+        if task >= 0:
+            self._step(frame, task, ())
+            return
+        if not frame.wanted:
+            self._ended(frame)
+        self.stack.pop()
+
+    def _next(self, frame: _Frame) -> int:
+        """The next task to run here, or -1."""
+        able = [
+            task
+            for task in self.machine.unfinished
+            if task not in frame.sleep and task not in frame.waiting and not frame.spoilt >> task & 1
+        ]
+        if frame.wanted:
+            able = [task for task in able if frame.wanted >> task & 1]
+        if frame.last in able:
+            return frame.last
+        return able[0] if able else -1
+
+    def _step(self, frame: _Frame, task: int, choices: Choices) -> None:
+        machine, path = self.machine, self.path
+        node = machine.nodes[task]
+        assert node is not None
+        op = node.op
+        before = path.before(task)
+        machine.ordered = before.bit_count() == len(path.events)
+        if not machine.step(task, choices):
+            self._waits(op)
+            frame.waiting[task] = machine.memory.reads
+            frame.wanted &= ~(1 << task)
+            return
+        outcome = self.outcome
+        outcome.transitions += 1
+        if outcome.transitions & 255 == 0:
+            self._bound_seconds()
+        frame.wanted |= 1 << task
+        frame.todo.extend(alternatives(choices, machine.branches))
+        taken = turns(machine.memory.journal[frame.snapshot.mark :], machine.memory.held[task])
+        footprint = self.modes.footprint(machine.memory, taken, machine.dead)
+        frame.running = task
+        frame.union = frame.union.union(footprint)
+        dependent = path.dependent(footprint, before)
+        self._turn(task, footprint, before, dependent, self._wait_of(op, taken))
+        past = before
+        for position in dependent:
+            past |= path.events[position].past | 1 << position
+        spoilt = any(event.spoilt and past >> position & 1 for position, event in enumerate(path.events))
+        old = frame.snapshot.nodes
+        started = [
+            child
+            for child, its in enumerate(machine.nodes)
+            if its is not None and (child >= len(old) or old[child] is None)
+        ]
+        event = path.push(task, footprint, past, machine.basic, spoilt or machine.dead, taken, started)
+        outcome.depth = max(outcome.depth, len(path.events))
+        if machine.violations and not spoilt:
+            self._report(machine.violations, self._story(event))
+        if len(path.events) > self.bounds.steps:
+            raise _Stop(f"an execution is longer than {self.bounds.steps} steps")
+        sleep = {
+            other: theirs for other, theirs in frame.sleep.items() if other != task and not theirs.conflicts(footprint)
+        }
+        dead = frame.spoilt | 1 << task if event.spoilt else frame.spoilt
+        self.stack.append(_Frame(machine.snapshot(), task, sleep, dead))
+
+    def _turn(self, task: int, footprint: Footprint, before: int, dependent: list[int], wait: Wait | None) -> None:
+        """Plan the other orders of a step of `task` and the steps that it races with."""
+        for position, initials, first in self.path.races(task, footprint, before, dependent, wait, self._all_ends()):
+            frame = self.stack[position]
+            if initials < 0:
+                for other, node in enumerate(frame.snapshot.nodes):
+                    if node is not None and other not in frame.waiting:
+                        frame.wanted |= 1 << other
+                continue
+            if initials & frame.wanted or any(initials >> other & 1 for other in frame.sleep):
+                continue
+            if first not in frame.waiting:
+                frame.wanted |= 1 << first
+
+    def _ended(self, frame: _Frame) -> None:
+        """No task can run, or only such as sleep."""
+        machine, outcome = self.machine, self.outcome
+        outcome.executions += 1
+        if not machine.unfinished:
+            if self.final is not None:
+                self._report(self.final(machine), self._schedule())
+        elif not frame.sleep and not frame.spoilt:
+            self._report([deadlock(machine)], self._schedule())
+        for task, looked in frame.waiting.items():
+            before = self.path.before(task)
+            for wait in self._awaited(task):
+                footprint = self.modes.waiting(wait.cell, wait.exclusive, looked)
+                self._turn(task, footprint, before, self.path.dependent(footprint, before), wait)
+        bounds = self.bounds
+        if bounds.executions is not None and outcome.executions >= bounds.executions:
+            raise _Stop(f"the bound of {bounds.executions} executions was reached")
+
+    # What may wait
+
+    def _waits(self, op: Op) -> None:
+        """An operation has to wait: note that its kind can, and for what."""
+        kind = _kind(op)
+        known = self.waits.get(kind)
+        held = False
+        if op.focus is not None:
+            exclusive = self.exclusive.get(kind, True)
+            bit = op.focus.bit
+            held = any((theirs.any if exclusive else theirs.exclusive) & bit for theirs in self.machine.memory.held)
+        if known is None or (known and not held):
+            self.waits[kind] = held
+            raise _Again
+
+    def _wait_of(self, op: Op, taken: list[Turn]) -> Wait | None:
+        """What a step that begins with `op` might have waited for."""
+        kind = _kind(op)
+        cell: Cell | None = None
+        exclusive = True
+        if taken and taken[0].taken and taken[0].cell is op.focus:
+            cell, exclusive = taken[0].cell, taken[0].exclusive
+            if self.exclusive.setdefault(kind, exclusive) != exclusive and self.waits.get(kind):
+                self.waits[kind] = False
+                raise _Again
+        known = self.waits.get(kind)
+        if known is None:
+            return None
+        return Wait(cell, exclusive) if known else Wait(None, True)
+
+    def _awaited(self, task: int) -> list[Wait]:
+        """What a waiting task waits for; more than one where it is not known."""
+        node = self.machine.nodes[task]
+        assert node is not None
+        kind = _kind(node.op)
+        if not self.waits[kind]:
+            return [Wait(None, True)]
+        exclusive = self.exclusive.get(kind)
+        ways = (True, False) if exclusive is None else (exclusive,)
+        return [Wait(node.op.focus, way) for way in ways]
+
+    def _all_ends(self) -> int:
+        """The cells that tell that a task has ended."""
+        tasks = self.world.tasks
+        while self._tasks < len(tasks):
+            self._ends |= Task.done.cell(tasks[self._tasks]).bit
+            self._tasks += 1
+        return self._ends
+
+    # Results
+
+    def _schedule(self) -> Schedule:
+        return tuple(move for event in self.path.events for move in self._moves(event))
+
+    def _story(self, event: Event) -> Schedule:
+        """The latest step with only what is ordered before it."""
+        events = [one for position, one in enumerate(self.path.events) if event.past >> position & 1]
+        return tuple(move for one in (*events, event) for move in self._moves(one))
+
+    def _moves(self, event: Event) -> list[Move]:
+        name = self.machine.task(event.task).name
+        return [Move(name, *basic) for basic in event.moves]
+
+    def _report(self, violations: list[Violation], schedule: Schedule) -> None:
+        for violation in violations:
+            new = self.outcome.add(Found(violation, schedule, self.outcome.executions + 1))
+            if new and self.stop_at_first:
+                raise _Stop("stopped at the first violation")
+
+    def _bound_seconds(self) -> None:
+        if self.bounds.seconds is not None and time.monotonic() - self._began > self.bounds.seconds:
+            raise _Stop(f"the bound of {self.bounds.seconds:g} seconds was reached")
+
+
+def _kind(op: Op) -> Any:
+    """What operations of one kind have in common."""
+    return getattr(op, "function", type(op))
