@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from interleaf.linux.atomic import WRITE_ONCE
 from interleaf.linux.refcount import (
     REFCOUNT_SATURATED,
     refcount_dec,
@@ -40,7 +41,7 @@ class Global(Object):
 
 def put(item: Item) -> None:
     if refcount_dec_and_test(item.refs):
-        item.value += 1
+        WRITE_ONCE(item, Item.value, 0)
         kfree(item)
 
 
@@ -107,7 +108,7 @@ def taking_one_more_by_an_owner() -> None:
     spawn(put, item, name="b")
 
 
-@CORPUS.bad("use-after-free")
+@CORPUS.bad("use-after-free", "refcount")
 def one_put_too_many() -> None:
     item = two_references()
     spawn(put_twice, item, name="a")

@@ -38,7 +38,6 @@ class _Create(Op):
     def run(self, memory: Memory) -> Task:
         memory.set(self.state, TASK_UNINTERRUPTIBLE)
         memory.spawned.append((self.task, _kthread, (self.function, *self.arguments)))
-        memory.solo = False
         memory.order(self.task, release=True)
         return self.task
 

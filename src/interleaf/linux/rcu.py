@@ -172,7 +172,6 @@ class _CallRcu(_RcuOp):
         memory.commute_cell(known.callbacks, memory.values[known.callbacks.index] | task.bit)
         begin(memory, known.state, known.readers, task.index)
         memory.spawned.append((task, _callback, (self.head, self.function, *self.arguments)))
-        memory.solo = False
         memory.order(task, release=True)
 
     def text(self, result: Value) -> str:

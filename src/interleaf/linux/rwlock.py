@@ -62,8 +62,9 @@ class _ReadLock(Op):
                 name,
             )
         )
-        depth = rwlock_t.again.element(self.lock, task)
+        depth = rwlock_t.again.element(self.lock, memory.task)
         memory.store_cell(depth, memory.load_cell(depth) + 1)
+        memory.hold(self.cell, False)
 
     def text(self, result: Value) -> str:
         return f"takes {self.lock} for reading"
@@ -81,11 +82,11 @@ class _ReadUnlock(Op):
     def run(self, memory: Memory) -> None:
         cell = self.cell
         lock_release(memory, cell, False, self.site)
-        depth = rwlock_t.again.element(self.lock, memory.world.tasks[memory.task])
-        if memory.values[depth.index]:
+        if memory.held[memory.task].locks.count((cell, False)) > 1:
+            depth = rwlock_t.again.element(self.lock, memory.task)
             memory.store_cell(depth, memory.load_cell(depth) - 1)
-            return
-        memory.commute_cell(cell, memory.values[cell.index] & ~(1 << memory.task))
+        else:
+            memory.commute_cell(cell, memory.values[cell.index] & ~(1 << memory.task))
         memory.drop(cell)
 
     def text(self, result: Value) -> str:

@@ -91,7 +91,6 @@ class _Queue(_WorkqueueOp):
         task = intern_task(memory.world, f"work:{self.work}#{runs}" if runs else f"work:{self.work}")
         memory.commute_cell(self.cell, memory.values[self.cell.index] | task.bit)
         memory.spawned.append((task, _process_one_work, (self.wq, self.work)))
-        memory.solo = False
         memory.order(task, release=True)
         return True
 
