@@ -70,11 +70,11 @@ def _check_add(memory: Memory, new: list_head, prev: Any, next: Any) -> None:
     """__list_add_valid_or_report()"""
     memory.exercise("list-corruption")
     if not isinstance(prev, list_head) or not isinstance(next, list_head):
-        raise _corrupt(f"list_add corruption: {new} is added between {prev} and {next}", new)
+        raise _corrupt(f"list_add corruption: {new} is added between {_pointer(prev)} and {_pointer(next)}", new)
     if (found := _prev(memory, next)) is not prev:
-        raise _corrupt(f"list_add corruption: {next}->prev should be {prev}, but is {found}", next)
+        raise _corrupt(f"list_add corruption: {next}->prev should be {prev}, but is {_pointer(found)}", next)
     if (found := _next(memory, prev)) is not next:
-        raise _corrupt(f"list_add corruption: {prev}->next should be {next}, but is {found}", prev)
+        raise _corrupt(f"list_add corruption: {prev}->next should be {next}, but is {_pointer(found)}", prev)
     if new is prev or new is next:
         raise _corrupt(f"list_add double add: {new} is already there", new)
 
@@ -88,9 +88,9 @@ def _check_del(memory: Memory, entry: list_head) -> tuple[list_head, list_head]:
     if not isinstance(prev, list_head):
         raise _corrupt(f"list_del corruption: {entry}->prev is {_pointer(prev)}", entry)
     if (found := _next(memory, prev)) is not entry:
-        raise _corrupt(f"list_del corruption: {prev}->next should be {entry}, but is {found}", prev)
+        raise _corrupt(f"list_del corruption: {prev}->next should be {entry}, but is {_pointer(found)}", prev)
     if (found := _prev(memory, next)) is not entry:
-        raise _corrupt(f"list_del corruption: {next}->prev should be {entry}, but is {found}", next)
+        raise _corrupt(f"list_del corruption: {next}->prev should be {entry}, but is {_pointer(found)}", next)
     return prev, next
 
 

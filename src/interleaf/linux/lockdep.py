@@ -9,7 +9,7 @@
 * **Recursion.** Taking a lock again is a self-deadlock, and taking a second lock of the same class is reported
   as possible recursion. read_lock() inside read_lock() is reported too: queued rwlocks make the second one wait
   if a writer queued up between them.
-* **Balance.** Unlocking what is not held, and ending a task with a lock held.
+* **Balance.** Unlocking what is not held (that a task ends with a lock held, the runtime reports).
 * **Sleeping.** might_sleep() under a spinlock or rwlock, in an RCU reader or RCU callback.
 """
 
@@ -41,6 +41,8 @@ class lockdep_map(Object):
     """It takes part in the order of lock classes."""
     shared: ClassVar[bool] = True
     """Those who hold it not exclusively let each other in."""
+    context: ClassVar[str] = ""
+    """What its holder is in, if it is no lock and the kernel has only one."""
 
     @property
     def lock_class(self) -> str:
@@ -197,8 +199,8 @@ def may_sleep(memory: Memory, site: Site) -> None:
 
 def describe(cell: Cell) -> str:
     """What it means to hold `cell`."""
-    owner = cell.owner
-    return f"holds {owner.name}" if isinstance(owner, lock) else f"is in {owner.name}"
+    owner = known(cell)
+    return f"holds {owner}" if isinstance(owner, lock) else f"is in {owner.context or owner}"
 
 
 def _report(memory: Memory, message: str) -> None:

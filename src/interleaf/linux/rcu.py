@@ -34,6 +34,7 @@ class RcuState(Readers):
 
     atomic = True
     ordered = False
+    context = "an RCU reader"
 
     nesting = Array(0)
     """Per task: read-side critical sections beyond the outermost."""
@@ -48,6 +49,7 @@ class RcuCallback(lockdep_map):
 
     atomic = True
     ordered = False
+    context = "an RCU callback"
     running = Marked(0)
 
 
