@@ -23,13 +23,6 @@ from .tdp import tdp_mmu
 from .tlb import kvm_flush_remote_tlbs_range
 
 ZAP_ALL_SLOTS_LOCK = rule(
-    "zap-all-slots-lock",
-    "set_nx_huge_pages() takes slots_lock for its fast zap, as memslot updates do, so that the fast zaps of one VM "
-    "follow each other.",
-    "mail of 22 Nov 2021",
-)
-
-ZAP_ALL_SLOTS_LOCK = rule(
     "zap-all-takes-slots-lock",
     "Whoever invalidates all roots holds slots_lock, so that nobody else does meanwhile.",
     "b7cccd397f31",
