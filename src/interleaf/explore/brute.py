@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from interleaf.runtime.carrier import Op
 from interleaf.runtime.cells import World
 from interleaf.runtime.execution import Execution, Move, Schedule, StepLimit
 from interleaf.runtime.findings import ModelError, Violation
 from interleaf.runtime.memory import Memory
-from interleaf.runtime.operations import Task
+from interleaf.runtime.operations import Report, Task
 
 from .automaton import Node
 from .livelock import alternatives
@@ -105,7 +106,7 @@ class Live:
         handle: Task = self.world.tasks[task]
         moves: list[Move] = []
         self.branches, self.violations, self.fatal = [], [], False
-        while not self.fatal and task in run.pending and (not moves or run.pending[task].local):
+        while not self.fatal and task in run.pending and (not moves or _local(run.pending[task])):
             step = run.step(handle, choices[len(self.branches) :], 1)
             if step is None:
                 return False
@@ -134,6 +135,11 @@ class Live:
 
     def close(self) -> None:
         self._run.close()
+
+
+def _local(op: Op) -> bool:
+    """Can others not notice when it happens? A fatal report they can: nothing happens after it."""
+    return op.local and not isinstance(op, Report)
 
 
 class _Unreduced(Machine):

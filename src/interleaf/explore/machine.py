@@ -1,15 +1,14 @@
 """The machine that searches drive: one memory, the automata of all tasks, and cheap return to earlier states.
 
 A step of the machine is larger than one of `runtime.Execution`: it leaves out the scheduling points that
-nobody can notice. Those are, while the lock discipline assumed for the touched field holds (see
-`runtime.cells.Domain`): accesses to a field that every task touches with a common lock held, or that only one
-task touches, or that is never written; and the giving back of a lock, which only lets others go on (Lipton's
-movers, CACM 1975). When an access breaks the discipline, `Undisciplined` is raised and the search starts again
-without that assumption, so that its last pass relies on nothing that was not checked (Stoller & Cohen, FMSD
-2006).
+nobody can notice. Those are the accesses of a task to a cell on which it has no conflicts (see
+`runtime.cells.Cell`: the others need a lock that it holds, or cannot run, or only read), and the giving back of a
+lock, which only lets others go on (Lipton's movers, CACM 1975). That there are no conflicts is assumed until one
+shows. Then `Undisciplined` is raised and the search starts again with what it has learned, so that its last pass
+relies on nothing that was not checked (Stoller & Cohen, FMSD 2006).
 
-Plain accesses are treated alike: those that follow a discipline are no scheduling points; the others could be
-data races, so they are, and two tasks that are both about to make conflicting ones are seen in a state.
+Marked and plain accesses are treated alike: a plain access that conflicts could be a data race, so it is a
+scheduling point, and two tasks that are both about to make conflicting accesses are seen in a state.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from interleaf.runtime.carrier import CHOICE, CUSTOM, END, READ, WRITE
-from interleaf.runtime.cells import Domain, World
+from interleaf.runtime.carrier import CHOICE, CUSTOM, END, JOIN, READ, WRITE
+from interleaf.runtime.cells import World
 from interleaf.runtime.execution import StepLimit
 from interleaf.runtime.findings import ModelError, Violation, ViolationRaised
 from interleaf.runtime.memory import ALIVE, BLOCK, NOTHING_HELD, Memory
@@ -35,11 +34,7 @@ Basic: TypeAlias = tuple[Choices, int]
 
 
 class Undisciplined(Exception):
-    """An access broke the lock discipline of a domain on which the search relied."""
-
-    def __init__(self, domain: Domain) -> None:
-        super().__init__(domain.name)
-        self.domain = domain
+    """An access has shown a conflict of which the search did not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +49,9 @@ class Snapshot:
 class Machine:
     """A program at one of its states.
 
-    With `reduce` the marked operations that nobody can notice are no scheduling points. With `learn` a broken
-    discipline is raised, and plain accesses that follow none are scheduling points; without, only marked
-    operations are.
+    With `reduce` the marked operations that nobody can notice are no scheduling points. With `learn` conflicts are
+    looked for, and plain accesses that have one are scheduling points; without, only marked operations are. A new
+    conflict raises Undisciplined, or sets `surprised` where the machine is `patient`.
 
     After `step`: `reads`, `writes`, `plains` of its memory are its footprint (bit sets of cells), `basic` its
     schedule in steps of an `Execution` (as (choices, operations), see `Move`), `branches` the number of outcomes
@@ -70,11 +65,14 @@ class Machine:
         *,
         reduce: bool = True,
         learn: bool = True,
+        patient: bool = False,
         flat: bool = False,
     ) -> None:
         self.world = world
         self.reduce = reduce
         self.learn = learn
+        self.patient = patient
+        self.surprised = False
         self.automata = Automata(world, flat)
         self.memory = Memory(world)
         self.nodes: list[Node | None] = []
@@ -128,7 +126,7 @@ class Machine:
         node = nodes[index]
         if node is None:
             raise ModelError(f"task {self.task(index)} cannot run: it has ended or was never started.")
-        memory.solo = self._solo()
+        memory.beside = self._beside(index) if self.learn else 0
         values = memory.values
         observer = memory.observer
         branches: list[int] = []
@@ -143,9 +141,9 @@ class Machine:
         for count in range(CHAIN_LIMIT):
             if not first:
                 if node.marked:
-                    if self._stops(node):
+                    if not self.reduce or self._conflicts(node):
                         break
-                elif not node.local and self._stops_plain(node):
+                elif not node.local and self.learn and self._conflicts(node):
                     cut = count - begun
                     break
             if count & 63 == 63:
@@ -156,6 +154,7 @@ class Machine:
                 cut = 0 if node.marked else count - begun
                 break
             kind = node.kind
+            mark, zobrist = len(memory.journal), memory.zobrist
             try:
                 if observer is not None:
                     self.site = node.op.site
@@ -165,9 +164,8 @@ class Machine:
                     memory.plains |= node.plain_bits
                     if node.life is not None and values[node.life.index] != ALIVE:
                         memory.use_after_free(cell, False)
-                    if not memory.solo and node.learned is not memory.held[index]:
-                        memory.learn(cell, False)
-                        node.learned = memory.held[index]
+                    if memory.beside and (node.learned is not memory.held[index] or memory.beside & ~node.beside):
+                        self._learn(node, False)
                     result = values[cell.index]
                 elif kind == WRITE and observer is None:
                     cell = node.cell
@@ -176,9 +174,8 @@ class Machine:
                     memory.plains |= node.plain_bits
                     if node.life is not None and values[node.life.index] != ALIVE:
                         memory.use_after_free(cell, True)
-                    if not memory.solo and node.learned is not memory.held[index]:
-                        memory.learn(cell, True)
-                        node.learned = memory.held[index]
+                    if memory.beside and (node.learned is not memory.held[index] or memory.beside & ~node.beside):
+                        self._learn(node, True)
                     memory.set(cell, node.value)
                     result = None
                 elif kind == CHOICE:
@@ -191,29 +188,28 @@ class Machine:
                     nodes[index] = None
                     break
                 else:
-                    if not first and node.marked and not node.releases:
-                        memory.relying = node.domain
+                    memory.glued = not first and not node.releases
                     memory.plainly = not node.marked
                     result = node.op.run(memory)
-                    memory.relying = None
+                    memory.glued = False
             except ViolationRaised as raised:
-                memory.relying = None
+                memory.glued = False
+                if not first:
+                    # It ends the execution, and what came before may show something to others: a step of its own.
+                    memory.rollback(mark, zobrist)
+                    memory.spawned.clear()
+                    memory.warnings.clear()
+                    cut = 0 if node.marked else count - begun
+                    break
                 self.violations.append(raised.violation)
                 self.dead = True
-                if node.marked and not first:
-                    basic.append((outcomes, 0))
-                    outcomes = ()
                 break
+            if memory.broken is not None or memory.exposed:
+                self._surprise(node)
             if result is BLOCK:
                 if first:
                     return False
                 break
-            if memory.broken is not None:
-                domain, memory.broken = memory.broken, None
-                if self.learn:
-                    memory.spawned.clear()
-                    memory.warnings.clear()
-                    raise Undisciplined(domain)
             if node.marked and not first:
                 basic.append((outcomes, 0))
                 outcomes = ()
@@ -238,25 +234,52 @@ class Machine:
         self.operations += 1
         return True
 
-    def _solo(self) -> bool:
-        """Is nobody left whose accesses could conflict with those of the next step?"""
-        return len(self.nodes) - self.nodes.count(None) == 1
+    def _beside(self, index: int) -> int:
+        """The other tasks that could run, now or later, before this one has ended.
 
-    def _stops(self, node: Node) -> bool:
-        """Is there a scheduling point before the operation of `node`?"""
-        if not self.reduce or node.domain is None:
+        A task that is about to join one that has not ended could not run: what it will do comes after that end.
+        """
+        values = self.memory.values
+        beside = 0
+        for other, node in enumerate(self.nodes):
+            if node is not None and other != index and (node.kind != JOIN or values[node.cell.index]):
+                beside |= node.task.bit
+        return beside
+
+    def _conflicts(self, node: Node) -> bool:
+        """Must there be a scheduling point before the operation of `node`, as far as is known?"""
+        focus, life = node.focus, node.life
+        if node.releases:
+            return focus is None or focus.domain.observed
+        task = node.task.index
+        if focus is not None and focus.conflicts >> task & 1:
             return True
-        if node.life is not None and not node.life.domain.protected:
+        if life is not None and life.conflicts >> task & 1:
             return True  # it may come too late: somebody else may have freed the object
-        return node.domain.observed if node.releases else not node.domain.protected
+        return node.place.exposed
 
-    def _stops_plain(self, node: Node) -> bool:
-        """Is there a scheduling point before a plain operation?"""
+    def _learn(self, node: Node, write: bool) -> None:
+        """Tell the cell of a read or write who made it, and with which locks held."""
+        memory = self.memory
+        held = memory.held[memory.task]
+        memory.learn(node.cell, write)
+        node.beside = memory.beside | (node.beside if node.learned is held else 0)
+        node.learned = held
+
+    def _surprise(self, node: Node) -> None:
+        """The operation of `node` has shown a conflict."""
+        memory = self.memory
+        if memory.exposed:
+            node.place.exposed = True
+        memory.broken = None
+        memory.exposed = False
         if not self.learn:
-            return False
-        if node.domain is None or not node.domain.protected:
-            return True
-        return node.life is not None and not node.life.domain.protected
+            return
+        self.surprised = True
+        if not self.patient:
+            memory.spawned.clear()
+            memory.warnings.clear()
+            raise Undisciplined
 
     def _spawn(self) -> None:
         memory = self.memory
@@ -268,6 +291,8 @@ class Machine:
             if self.nodes[task.index] is not None or memory.values[Task.done.cell(task).index]:
                 raise ModelError(f"two tasks are called {task}; give each a name of its own.")
             self.nodes[task.index] = self.automata.start(task, function, arguments)
+            if self.learn and task.index != memory.task:
+                memory.beside |= task.bit
         memory.spawned.clear()
 
     def _set_up(self, setup: Callable[[], object]) -> None:
