@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from interleaf.runtime.carrier import END, Carrier, Op, function_key
-from interleaf.runtime.cells import Cell, Domain, World
+from interleaf.runtime.cells import Cell, World
 from interleaf.runtime.findings import ModelError
 from interleaf.runtime.memory import Held
 from interleaf.runtime.operations import Choose, Task
@@ -24,6 +24,15 @@ from interleaf.runtime.values import Value
 
 PARKED = 4_000
 """Greenlets kept at the nodes that they have reached, to go on from there; others are rebuilt when needed."""
+
+
+class Place:
+    """A line of model code that asks for an operation; `exposed` if that must be a scheduling point there."""
+
+    __slots__ = ("exposed",)
+
+    def __init__(self) -> None:
+        self.exposed = False
 
 
 class Node:
@@ -34,11 +43,12 @@ class Node:
     """
 
     __slots__ = (
+        "beside",
         "bits",
         "carrier",
         "cell",
-        "domain",
         "edges",
+        "focus",
         "kind",
         "learned",
         "life",
@@ -47,6 +57,7 @@ class Node:
         "op",
         "origin",
         "outcomes",
+        "place",
         "plain_bits",
         "releases",
         "result",
@@ -56,8 +67,9 @@ class Node:
         "zobrist",
     )
 
-    def __init__(self, task: Task, op: Op, zobrist: int) -> None:
+    def __init__(self, task: Task, op: Op, place: Place, zobrist: int) -> None:
         self.task = task
+        self.place = place
         self.op = op
         self.zobrist = zobrist
         self.edges: dict[Value, Node] = {}
@@ -65,7 +77,7 @@ class Node:
         self.marked = op.marked
         self.local = op.local
         self.releases = op.releases
-        self.domain: Domain | None = op.focus.domain if op.focus is not None else None
+        self.focus: Cell | None = op.focus
         self.outcomes = op.outcomes if isinstance(op, Choose) else 0
         self.cell: Any = getattr(op, "cell", None)
         self.value: Value = getattr(op, "value", None)
@@ -78,7 +90,8 @@ class Node:
             self.bits = self.cell.bit | (self.life.bit if self.life is not None else 0)
             self.plain_bits = 0 if op.marked else self.bits
         self.learned: Held | None = None
-        """With which locks held this access is already counted in the cell's lock discipline."""
+        self.beside = 0
+        """With which locks held, and beside which tasks, this access is already known to its cell."""
         self.origin: tuple[Callable[..., Any], tuple[Value, ...]] | None = None
         self.source: Node | None = None
         self.result: Value = None
@@ -99,6 +112,7 @@ class Automata:
         self.flat = flat
         self.nodes: dict[tuple[int, tuple[int, ...]], Node] = {}
         self.starts: dict[Any, Node] = {}
+        self.places: dict[tuple[str, tuple[str, int, str]], Place] = {}
         self.parked = 0
         self.rebuilt = 0
         """Carriers that were rebuilt by feeding results."""
@@ -159,7 +173,8 @@ class Automata:
         key = (task.index, carrier.state)
         node = self.nodes.get(key)
         if node is None:
-            node = self.nodes[key] = Node(task, op, self.world.rng.getrandbits(64))
+            place = self.places.setdefault((op.name, op.site), Place())
+            node = self.nodes[key] = Node(task, op, place, self.world.rng.getrandbits(64))
         else:
             self._same(node, op)
         if node.carrier is None and op.kind != END and self.parked < PARKED:

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from interleaf.runtime.cells import World
+from interleaf.runtime.cells import Cell, World
 from interleaf.runtime.execution import Move, Schedule, StepLimit
 from interleaf.runtime.findings import Violation
 
@@ -35,6 +35,9 @@ from .livelock import alternatives, spinning
 from .machine import Basic, Choices, Machine, Snapshot, Undisciplined
 from .outcome import LIVELOCK, Bounds, Found, Outcome
 from .window import race_between
+
+PATIENCE = 200
+"""Steps that a pass goes on at least after its first unknown conflict."""
 
 Footprint: TypeAlias = tuple[int, int, int]
 """Cells read, written, and touched by plain accesses, as bit sets."""
@@ -90,6 +93,7 @@ class _Frame:
         "size",
         "sleep",
         "snapshot",
+        "suspects",
         "todo",
         "union",
     )
@@ -112,6 +116,8 @@ class _Frame:
         """Could any task run here?"""
         self.blocked = 0
         self.cyclic = False
+        self.suspects: list[tuple[int, Choices, int, Cell]] = []
+        """Pairs of steps from here that may race, and on which cell."""
         """Did a step lead back to a state of the current path?"""
 
 
@@ -147,12 +153,15 @@ class StateSearch:
         self.visited: dict[int, int] = {}
         self.stack: list[_Frame] = []
         self.on_path: dict[int, int] = {}
-        self.machine = Machine(self.world, setup, reduce=self.options.locks, flat=not self.options.frames)
+        self.machine = Machine(
+            self.world, setup, reduce=self.options.locks, flat=not self.options.frames, patient=self.options.journal
+        )
         self.auditor = Auditor(self.world, setup, random.Random(seed)) if self.options.audit else None
         self._races: set[tuple[object, object, int]] = set()
         self._masks: dict[int, int] = {}
         self._began = 0.0
-        self._ticks = 0
+        self._steps = 0
+        """Steps of the current pass."""
 
     def run(self) -> Outcome:
         """Search to the end, or to a bound."""
@@ -197,13 +206,22 @@ class StateSearch:
         self.visited.clear()
         self.stack.clear()
         self.on_path.clear()
+        self._steps = 0
+        machine.surprised = False
+        patience = 0
         try:
             self._arrive({}, -1, (-1, []))
             while self.stack:
                 self._advance()
+                if machine.surprised:
+                    # go on for a while to learn of more conflicts, since this pass is to be done again anyway
+                    if not patience:
+                        patience = 2 * self._steps + PATIENCE
+                    elif self._steps >= patience:
+                        break
         except Undisciplined:
             return False
-        return True
+        return not machine.surprised
 
     def _advance(self) -> None:
         """Take the next step from the state on top of the stack, or leave that state."""
@@ -244,7 +262,7 @@ class StateSearch:
         for known in (frame.sleep, frame.done):
             for other, theirs in known.items():
                 if writes & (theirs[0] | theirs[1]) or theirs[1] & touched:
-                    self._race(frame, task, choices, footprint, other, theirs)
+                    self._suspect(frame, task, choices, footprint, other, theirs)
                 elif other != task and self.options.sleep:
                     sleep[other] = theirs
         self._arrive(sleep, task, (task, machine.basic))
@@ -316,6 +334,7 @@ class StateSearch:
     def _leave(self, frame: _Frame) -> None:
         """Everything from this state is explored."""
         self._finish(frame)
+        self._settle_suspects(frame)
         machine = self.machine
         if not frame.awake and not frame.sleep and frame.snapshot.nodes.count(None) < len(frame.snapshot.nodes):
             self._return_to(frame)
@@ -339,35 +358,26 @@ class StateSearch:
             task, basic = passed.arrived
             self.machine.step(task, tuple(outcome for choices, _ in basic for outcome in choices))
 
-    def _race(
-        self, frame: _Frame, task: int, choices: Choices, footprint: Footprint, other: int, theirs: Footprint
-    ) -> None:
-        """Two tasks can both take their next step here, and the steps conflict: is it a data race?"""
-        reads, writes, plains = footprint
-        conflict = (writes & (theirs[0] | theirs[1])) | (theirs[1] & reads)
-        racing = conflict & (plains | theirs[2])
+    def _suspect(self, frame: _Frame, task: int, choices: Choices, one: Footprint, other: int, two: Footprint) -> None:
+        """Two tasks can both take their next step here, and the steps conflict: it may be a data race."""
+        conflict = one[1] & (two[0] | two[1]) | two[1] & one[0]
+        racing = conflict & (one[2] | two[2])
         if not racing or other == task:
             return
         nodes = frame.snapshot.nodes
         for cell in self.world.cells_of(racing):
-            if cell.disciplined:
-                continue
             question = (nodes[task], nodes[other], cell.index)
-            if question in self._races:
-                continue
-            self._races.add(question)
-            machine = self.machine
-            after = machine.snapshot()
-            kept = (machine.basic, machine.branches, machine.violations)
-            race = race_between(machine, frame.snapshot, (task, choices), other, cell)
+            if cell.conflicts >> task & 1 and question not in self._races:
+                self._races.add(question)
+                frame.suspects.append((task, choices, other, cell))
+
+    def _settle_suspects(self, frame: _Frame) -> None:
+        """Run the pairs of steps that may race."""
+        for task, choices, other, cell in frame.suspects:
+            race = race_between(self.machine, frame.snapshot, (task, choices), other, cell)
             if race is not None:
                 violation, steps = race
                 self._add(Found(violation, (*self.schedule(False), *steps), self.outcome.executions + 1))
-            # the machine has left the state that the search was in: make the step again
-            self._return_to(frame)
-            machine.step(task, choices)
-            assert machine.snapshot().zobrist == after.zobrist
-            machine.basic, machine.branches, machine.violations = kept
 
     def _report(self, violations: list[Violation], last: bool) -> None:
         for violation in violations:
@@ -386,8 +396,8 @@ class StateSearch:
             raise _Stop(f"the bound of {self.bounds.executions} executions was reached")
 
     def _tick(self) -> None:
-        self._ticks += 1
-        if self._ticks & 255:
+        self._steps += 1
+        if self._steps & 255:
             return
         if self.bounds.seconds is not None and time.monotonic() - self._began > self.bounds.seconds:
             raise _Stop(f"the bound of {self.bounds.seconds:g} seconds was reached")

@@ -45,7 +45,7 @@ class _Suspicious(World):
 
     def domain(self, name: str) -> Domain:
         domain = super().domain(name)
-        domain.protected = False
+        domain.assumed = False
         return domain
 
 
@@ -57,8 +57,8 @@ class _Machine(Machine):
 
     ordered = True
 
-    def _solo(self) -> bool:
-        return self.ordered and super()._solo()
+    def _beside(self, index: int) -> int:
+        return super()._beside(index) if self.ordered else ~(1 << index)
 
 
 class _Again(Exception):

@@ -38,15 +38,15 @@ from .values import Value, canonical
 P = ParamSpec("P")
 R = TypeVar("R")
 
-CUSTOM, READ, WRITE, CHOICE, END = range(5)
+CUSTOM, READ, WRITE, CHOICE, JOIN, END = range(6)
 """Kinds of operation that drivers treat specially; CUSTOM is every other."""
 
 
 class Op:
     """One indivisible action on shared state, requested by a task and run by the hub.
 
-    `marked` operations are scheduling points: another task may run before them. `focus` is the cell on whose
-    lock discipline a search may rely to leave the scheduling point out (None: never). `releases` marks the
+    `marked` operations are scheduling points: another task may run before them. `focus` is the cell on
+    which they depend, where there is one. `releases` marks the
     operations that only enable others, and so need no scheduling point before them.
     """
 

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from .memory import Held, Memory
     from .objects import Object
 
-ALL_LOCKS = -1
-"""Candidate lock set of a cell that nobody has touched yet: every lock would do."""
-
 
 class Zobrist(dict[Value, int]):
     """Random 64-bit numbers by value, drawn when first asked for; the default value is 0."""
@@ -41,41 +38,44 @@ class Zobrist(dict[Value, int]):
 
 
 class Domain:
-    """A declared field over all objects of a class: the unit in which lock discipline is assumed.
+    """A declared field over all objects of a class, such as `Kvm.mmu_lock.holders`.
 
-    `protected` says that every access so far was made by one task only, or with a common lock held, or was a
-    read of a field that is never written. The search assumes it from the start and withdraws it when an
-    access breaks it (Stoller & Cohen, FMSD 2006).
+    `observed` says of a lock that somebody looks at its state without taking it, so that an unlock is visible.
+    Where `assumed` is false, no access to the field is taken to follow a lock discipline.
     """
 
-    __slots__ = ("name", "observed", "protected")
+    __slots__ = ("assumed", "name", "observed")
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.protected = True
         self.observed = False
-        """For locks: somebody looks at the state without taking the lock, so that an unlock is visible."""
+        self.assumed = True
+
+
+class Record:
+    """What is known of one task's accesses to one cell, over all executions of a search."""
+
+    __slots__ = ("beside", "reading", "writing")
+
+    def __init__(self) -> None:
+        self.reading: int | None = None
+        """Locks held, in whatever mode, at each of its reads; None if it never read."""
+        self.writing: int | None = None
+        """Locks held exclusively at each of its writes; None if it never wrote."""
+        self.beside = 0
+        """Tasks that could have run at the time of one of the accesses."""
 
 
 class Cell:
     """One shared field of one object. Identity is by index; `label` is for people.
 
-    The last three attributes gather, over all executions of a search, what is known of the locks that its
-    accesses had in common (Eraser's candidate set), which tasks touched it, and whether it was written.
+    `conflicts` are the tasks (a bit set) with an access that could meet one of another task without a common
+    lock, of which one writes. Accesses of other tasks commute with whatever happens around them: they are made
+    under a lock that the others need too, or while nobody else could make one, or all of them are reads. (The
+    candidate lock sets of Eraser, Savage et al., TOCS 1997, for each pair of tasks.)
     """
 
-    __slots__ = (
-        "accessors",
-        "bit",
-        "default",
-        "domain",
-        "index",
-        "label",
-        "lockset",
-        "owner",
-        "written",
-        "zobrist",
-    )
+    __slots__ = ("bit", "conflicts", "default", "domain", "index", "label", "owner", "records", "zobrist")
 
     def __init__(
         self, index: int, owner: Object, label: str, default: Value, domain: Domain, rng: random.Random
@@ -87,18 +87,39 @@ class Cell:
         self.default = default
         self.domain = domain
         self.zobrist = Zobrist(rng, default)
-        self.lockset = ALL_LOCKS
-        self.accessors = 0
-        self.written = False
+        self.records: dict[int, Record] = {}
+        self.conflicts = 0 if domain.assumed else -1
 
-    @property
-    def disciplined(self) -> bool:
-        """Do all accesses seen so far commute, by lock, by ownership or by being reads?"""
-        single = self.accessors & (self.accessors - 1) == 0
-        return single or not self.written or self.lockset != 0
+    def learn(self, task: int, write: bool, locks: int, beside: int) -> bool:
+        """Add an access by `task`, with `locks` held, while the tasks `beside` could run. A new conflict?"""
+        record = self.records.get(task)
+        if record is None:
+            record = self.records[task] = Record()
+        known = record.writing if write else record.reading
+        now = locks if known is None else known & locks
+        if now == known and not beside & ~record.beside:
+            return False
+        if write:
+            record.writing = now
+        else:
+            record.reading = now
+        record.beside |= beside
+        before = self.conflicts
+        for other, theirs in self.records.items():
+            if other == task or not (record.beside >> other & 1 or theirs.beside >> task & 1):
+                continue
+            if _clash(record.writing, theirs.writing) or (
+                _clash(record.writing, theirs.reading) or _clash(record.reading, theirs.writing)
+            ):
+                self.conflicts |= 1 << task | 1 << other
+        return self.conflicts != before
 
     def __repr__(self) -> str:
         return f"<{self.label}>"
+
+
+def _clash(one: int | None, other: int | None) -> bool:
+    return one is not None and other is not None and one & other == 0
 
 
 class World:

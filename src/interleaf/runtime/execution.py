@@ -134,7 +134,6 @@ class Execution:
         memory = self.memory
         memory.begin_step(index)
         memory.order(task, acquire=True)
-        memory.solo = len(self.pending) == 1
         step = Step(task, operations=operations)
         outcomes = iter(choices)
         first = True

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from .cells import Cell, Domain, World
+from .cells import Cell, World
 from .findings import Violation, ViolationRaised
 from .values import Value
 
@@ -59,8 +59,8 @@ class Observer(Protocol):
 class Memory:
     """Values of all cells of `world` in one execution.
 
-    `task` is the index of the task whose operation is running. `solo` is true while no other task exists that
-    has not finished: then nothing can conflict, and accesses say nothing about lock discipline.
+    `task` is the index of the task whose operation is running, `beside` the bit set of the other tasks that could
+    run: if there are none, nothing can conflict, and accesses say nothing about lock discipline.
     """
 
     def __init__(self, world: World) -> None:
@@ -70,16 +70,18 @@ class Memory:
         self.journal: list[tuple[int, Value]] = []
         self.held: list[Held] = []
         self.task = 0
-        self.solo = True
+        self.beside = 0
         self.reads = 0
         self.writes = 0
         self.plains = 0
         self.plainly = False
         """The running operation is no scheduling point, so all its accesses are plain, whatever it says."""
-        self.relying: Domain | None = None
-        """The domain on whose protection the running operation relies, if it is no scheduling point."""
-        self.broken: Domain | None = None
-        """A domain whose discipline an access has just broken."""
+        self.glued = False
+        """The running operation is marked, but taken to be no scheduling point."""
+        self.exposed = False
+        """A glued operation has touched a cell on which its task has conflicts: it must be a scheduling point."""
+        self.broken: Cell | None = None
+        """A cell on which an access has just shown a new conflict."""
         self.spawned: list[tuple[Value, Value, tuple[Value, ...]]] = []
         """Tasks started by the running step: (task, function, arguments)."""
         self.warnings: list[Violation] = []
@@ -172,7 +174,7 @@ class Memory:
         """
         if not cell.domain.observed:
             cell.domain.observed = True
-            self.broken = cell.domain
+            self.broken = cell
 
     def violate(self, violation: Violation) -> None:
         """Report a violation: fatal ones end the execution here."""
@@ -207,26 +209,12 @@ class Memory:
 
     def learn(self, cell: Cell, write: bool) -> None:
         """Add one access to what is known of the locks that protect `cell` and the life of its owner."""
-        self._learn(cell, write)
-        life = cell.owner.life
-        if life is not None and life is not cell:
-            self._learn(life, False)
-
-    def _learn(self, cell: Cell, write: bool) -> None:
         held = self.held[self.task]
-        cell.accessors |= 1 << self.task
-        if write:
-            cell.written = True
-            cell.lockset &= held.exclusive
-        else:
-            cell.lockset &= held.any
-        domain = cell.domain
-        if domain.protected and not cell.disciplined:
-            domain.protected = False
-            self.broken = domain
-        elif not domain.protected and self.relying is not None and self.relying.protected:
-            self.relying.protected = False
-            self.broken = self.relying
+        if cell.learn(self.task, write, held.exclusive if write else held.any, self.beside):
+            self.broken = cell
+        life = cell.owner.life
+        if life is not None and life is not cell and life.learn(self.task, False, held.any, self.beside):
+            self.broken = life
 
     def _now_holds(self, locks: tuple[tuple[Cell, bool], ...]) -> None:
         held = self.world.holds.get(locks)
@@ -252,8 +240,10 @@ class Memory:
                 self.plains |= life.bit
             if self.values[life.index] != ALIVE:
                 self.use_after_free(cell, write)
-        if not self.solo:
+        if self.beside:
             self.learn(cell, write)
+        if self.glued and (cell.conflicts | (life.conflicts if life is not None else 0)) >> self.task & 1:
+            self.exposed = True
         if self.observer is not None:
             self.observer.access(self.task, cell, write, plain)
             if life is not None and life is not cell:

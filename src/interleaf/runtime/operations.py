@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from .carrier import CHOICE, Op, function_key, perform, running
+from .carrier import CHOICE, JOIN, Op, function_key, perform, running
 from .cells import Cell
 from .findings import ModelError, Violation, ViolationRaised
 from .memory import BLOCK, Memory
@@ -154,7 +154,6 @@ class Spawn(Op):
             label = f"{world.tasks[memory.task].name}>{self.function.__name__}{count or ''}"
         task = intern_task(world, label)
         memory.spawned.append((task, self.function, self.arguments))
-        memory.solo = False
         memory.order(task, release=True)
         return task
 
@@ -165,6 +164,7 @@ class Spawn(Op):
 class Join(Op):
     """Wait for a task's end."""
 
+    kind = JOIN
     marked = True
 
     def __init__(self, task: Task) -> None:
