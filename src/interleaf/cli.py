@@ -1,12 +1,36 @@
 """The command line."""
 
+from __future__ import annotations
+
+import enum
+import os
+import sys
+import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from interleaf import __version__
 
-app = typer.Typer(name="interleaf", no_args_is_help=True, add_completion=False)
+UNUSABLE = 2
+
+EXIT_CODES = (
+    "Exit codes: 0 all properties hold; 1 a property is violated; 2 bad usage, input or output, or a scenario that "
+    "cannot be checked; 3 incomplete: a bound, Ctrl-C, SIGTERM or a killed worker ended it early, and nothing was "
+    "found to be violated. Of several, the one named first of 2, 1, 3 counts."
+)
+
+app = typer.Typer(name="interleaf", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+class Listed(enum.StrEnum):
+    """What `interleaf list` lists."""
+
+    SCENARIOS = "scenarios"
+    DESIGNS = "designs"
+    PROPERTIES = "properties"
+    RULES = "rules"
 
 
 def _print_version(wanted: bool) -> None:
@@ -24,6 +48,101 @@ def interleaf(
     """Check KVM's TDP MMU under every interleaving that can matter."""
 
 
+@app.command(epilog=EXIT_CODES)
+def check(
+    scenario: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SCENARIO]...", help="Name, FILE.py or FILE.py:NAME. [default: all]"),
+    ] = None,
+    design: Annotated[
+        list[str] | None, typer.Option(metavar="D", help="Name, or FILE.py:NAME; may be repeated. [default: all]")
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="RULE", help="Leave a rule of the designs out; may be repeated.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="states: proof; steps: second opinion; both: they must agree; hunt: random schedules.")
+    ] = "states",
+    preemptions: Annotated[int | None, typer.Option(min=0, help="Try at most so many preemptions.")] = None,
+    states: Annotated[int | None, typer.Option(min=1, help="Visit at most so many states.")] = None,
+    executions: Annotated[int | None, typer.Option(min=1, help="Run at most so many executions.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.001, help="Search each cell for at most so long.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of hash numbers, audits and random schedules. [default: 1]")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; 1 runs everything in this one. [default: one a core]")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the result as JSON; - is standard output, alone.")
+    ] = None,
+    findings: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write each finding to a file, for `interleaf show`.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=N", help="Set a parameter of the scenarios.")
+    ] = None,
+) -> None:
+    """Check scenarios on designs: every interleaving, a verdict for each cell, a story for each finding."""
+    from interleaf.arguments import requests_for
+    from interleaf.checking import Outputs
+    from interleaf.checking import check as run
+    from interleaf.explore.outcome import Bounds
+
+    bounds = Bounds(states, executions, seconds, preemptions)
+    requests = requests_for(scenario or [], design or [], drop or [], engine, bounds, seed, set_ or [])
+    raise typer.Exit(run(requests, workers, Outputs(json, findings)))
+
+
+@app.command(epilog=EXIT_CODES)
+def show(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A finding, or the JSON result of a check.")],
+    finding: Annotated[
+        int | None, typer.Option(metavar="N", help="Which finding of the result of a check, from 1 on.")
+    ] = None,
+) -> None:
+    """Replay a finding step for step, and tell its story."""
+    from interleaf.showing import show as tell
+
+    raise typer.Exit(tell(file, finding))
+
+
+@app.command("list")
+def list_(
+    what: Annotated[Listed, typer.Argument(help="What to list.")],
+) -> None:
+    """List what there is to check, and what is checked."""
+    from interleaf.showing import names_of
+
+    for name, text in names_of(what):
+        typer.echo(f"{name}\n    {text}")
+
+
 def main() -> None:
-    """Run the command that the arguments name."""
-    app()
+    """Run the command that the arguments name. Whatever happens, the user sees a message and no traceback."""
+    try:
+        app()
+    except BrokenPipeError:
+        # whoever read the output has seen enough; nothing may be written to it at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(UNUSABLE)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up(f"{error.filename or 'the output'}: {error.strerror or error}")
+    except Exception as error:
+        _give_up(_in_words(error))
+
+
+def _in_words(error: Exception) -> str:
+    from interleaf.arguments import Refused
+    from interleaf.runtime import ModelError
+
+    if isinstance(error, Refused | ModelError):
+        return str(error)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"internal error: {type(error).__name__}: {error} ({where.filename}:{where.lineno}). Please report it."
+
+
+def _give_up(text: str) -> None:
+    print(f"interleaf: {text}", file=sys.stderr)
+    sys.exit(UNUSABLE)

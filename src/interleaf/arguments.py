@@ -1,0 +1,115 @@
+"""From what the user typed to the requests to check; what can be seen to be wrong is refused before the search."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from interleaf import designs, scenarios
+from interleaf.check import ENGINES, Request
+from interleaf.explore.outcome import Bounds
+from interleaf.kvm.design import RULES
+from interleaf.runtime import ModelError
+
+
+class Refused(Exception):
+    """What the user asked for cannot be done; the text says why."""
+
+
+def requests_for(
+    scenario_specs: Sequence[str],
+    design_specs: Sequence[str],
+    dropped: Sequence[str],
+    engine: str,
+    bounds: Bounds,
+    seed: int | None,
+    settings: Sequence[str],
+) -> list[Request]:
+    """The cells of the matrix, row by row. Raises Refused."""
+    _expect_engine_honours(engine, bounds, seed)
+    parameters = tuple(_setting(text) for text in settings)
+    try:
+        rows = list(dict.fromkeys(scenario_specs)) or list(scenarios.library())
+        columns = list(dict.fromkeys(design_specs)) or _designs_that_obey(dropped)
+        for row in rows:
+            _expect_scenario(row, parameters)
+        for column in columns:
+            _expect_design(column, dropped)
+    except ModelError as error:
+        raise Refused(str(error)) from error
+    return [
+        Request(row, column, tuple(dropped), engine, bounds, 1 if seed is None else seed, parameters)
+        for row in rows
+        for column in columns
+    ]
+
+
+def _designs_that_obey(rules: Sequence[str]) -> list[str]:
+    """The designs of the library from which all of `rules` can be dropped."""
+    library = designs.library()
+    for name in rules:
+        if name not in RULES:
+            raise Refused(f"there is no rule {name!r}; {_near(name, sorted(RULES))}")
+    found = [name for name, design in library.items() if design.rules.issuperset(rules)]
+    if not found:
+        raise Refused(f"no design follows all of the rules {', '.join(rules)}.")
+    return found
+
+
+def _expect_engine_honours(engine: str, bounds: Bounds, seed: int | None) -> None:
+    """An option that an engine cannot honour is an error, and no surprise afterwards."""
+    if engine not in ENGINES:
+        raise Refused(f"there is no engine {engine!r}; {_near(engine, ENGINES)}")
+    bounded = bounds.preemptions is not None
+    impossible = {
+        "--preemptions": bounded and engine != "states",
+        "--states": bounds.states is not None and engine != "states",
+        "--seed": seed is not None and (bounded or engine == "steps"),
+    }
+    for option, wrong in impossible.items():
+        if wrong:
+            how = f"--preemptions {bounds.preemptions}" if option == "--seed" and bounded else f"--engine {engine}"
+            raise Refused(f"{option} cannot be honoured with {how}: leave one of them out.")
+
+
+def _expect_scenario(spec: str, parameters: Sequence[tuple[str, int]]) -> None:
+    """What can be said of a scenario without running the user's code."""
+    file = spec.partition(":")[0]
+    if file.endswith(".py"):
+        if not Path(file).is_file():
+            raise Refused(f"there is no scenario file {file!r}.")
+        return
+    found = scenarios.load(spec)
+    known = {parameter.name: parameter for parameter in found.parameters}
+    for name, value in parameters:
+        if name not in known:
+            raise Refused(f"the scenario {spec} has no parameter {name!r}; {_near(name, list(known))}")
+        if value < known[name].minimum:
+            raise Refused(f"{name} of the scenario {spec} must be at least {known[name].minimum}, not {value}.")
+
+
+def _expect_design(spec: str, dropped: Sequence[str]) -> None:
+    file = spec.partition(" ")[0].rpartition(":")[0]
+    if file.endswith(".py"):
+        if not Path(file).is_file():
+            raise Refused(f"there is no design file {file!r}.")
+        return
+    design = designs.load(spec)
+    for rule in dropped:
+        design = design.without(rule)
+
+
+def _setting(text: str) -> tuple[str, int]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise Refused(f"--set {text}: expected NAME=NUMBER, such as --set pages=2.")
+    try:
+        return name, int(value)
+    except ValueError:
+        raise Refused(f"--set {text}: {value!r} is no whole number.") from None
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, 3)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(known) or 'none'}."

@@ -1,0 +1,235 @@
+"""The command `interleaf check`: run the requests, show the results, and write them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from interleaf.arguments import Refused
+from interleaf.campaign import run
+from interleaf.check import Cell, Finding, Request, program
+from interleaf.explore.verdict import Status
+from interleaf.report import document
+from interleaf.report.matrix import Matrix, console_for, duration, outcome, reason, title, totals
+from interleaf.report.narration import Narration, narrate
+from interleaf.report.story import WIDTH, tell
+from interleaf.worker import Result, explain
+
+HOLDS, VIOLATED, UNUSABLE, INCOMPLETE = 0, 1, 2, 3
+"""Exit codes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Where results go besides the terminal."""
+
+    json: Path | None
+    """None is nowhere; `-` is standard output, which then holds nothing else."""
+    findings: Path | None
+    """A folder for one file for each finding."""
+
+    @property
+    def json_alone(self) -> bool:
+        return self.json is not None and str(self.json) == "-"
+
+
+@dataclass(slots=True)
+class _Told:
+    """A finding, its replay, and where else the same was found."""
+
+    finding: Finding
+    narration: Narration | None
+    trouble: str
+    """Why there is no replay."""
+    others: list[str]
+
+
+def check(requests: Sequence[Request], workers: int | None, outputs: Outputs) -> int:
+    """Check the requests, show and write the results; returns the exit code. Raises Refused."""
+    _expect_writable(outputs)
+    progress_console = console_for(stderr=True)
+    with Matrix(requests, progress_console) as matrix:
+        results = run(requests, workers=workers, listener=matrix)
+    told = [_retold(finding, others) for finding, others in distinct(results)]
+    files = _write(results, told, outputs)
+    console = console_for(stderr=outputs.json_alone)
+    if len(requests) > 1:
+        console.print(matrix.table() if matrix.console is console else _table(requests, results, console))
+    _print_results(console, results)
+    for number, finding in enumerate(told, 1):
+        console.print(Text(f"\n{'=' * min(WIDTH, console.width)}\n"))
+        _print_story(console, finding, _replay_command(finding.finding, number, files, outputs))
+    return exit_code(results)
+
+
+def exit_code(results: Sequence[Result]) -> int:
+    """What the command returns: an error counts most, then a violation, then what is incomplete."""
+    words = {outcome(result) for result in results}
+    for word, code in (("error", UNUSABLE), ("violated", VIOLATED), ("incomplete", INCOMPLETE)):
+        if word in words:
+            return code
+    return HOLDS
+
+
+def distinct(results: Sequence[Result]) -> list[tuple[Finding, list[Finding]]]:
+    """Each finding once, in the cell where it is shortest, with the same ones of other cells."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for result in results:
+        for finding in result.cell.findings if result.cell is not None else ():
+            groups.setdefault((finding.property, finding.message), []).append(finding)
+    found = []
+    for group in groups.values():
+        shortest = min(group, key=_length)
+        found.append((shortest, [finding for finding in group if finding is not shortest]))
+    return found
+
+
+def narrated(finding: Finding) -> Narration:
+    """The finding replayed. Raises ModelError, or what the user's own files raise."""
+    _, _, setup = program(Request(finding.scenario, finding.design, finding.dropped, parameters=finding.parameters))
+    return narrate(setup, finding.schedule, (finding.property, finding.message))
+
+
+def _length(finding: Finding) -> tuple[float, int]:
+    preemptions = float("inf") if finding.preemptions is None else finding.preemptions
+    return preemptions, len(finding.schedule)
+
+
+def _retold(finding: Finding, others: list[Finding]) -> _Told:
+    cells = [f"{other.scenario} on {other.design}" for other in others]
+    try:
+        return _Told(finding, narrated(finding), "", cells)
+    except Exception as error:
+        request = Request(finding.scenario, finding.design, finding.dropped)
+        return _Told(finding, None, explain(request, error), cells)
+
+
+def _write(results: Sequence[Result], told: Sequence[_Told], outputs: Outputs) -> list[Path]:
+    """Write what was asked for; returns the files of the findings, in their order. Raises Refused."""
+    entries = [document.finding_entry(known.finding, known.narration) for known in told]
+    files: list[Path] = []
+    try:
+        if outputs.findings is not None:
+            for known, entry in zip(told, entries, strict=True):
+                path = outputs.findings / _file_name(known.finding, files)
+                document.write(path, document.to_text(document.finding_document(entry)))
+                files.append(path)
+        if outputs.json is not None:
+            cells = [document.cell_entry(got.request, got.cell, got.error, got.lost) for got in results]
+            text = document.to_text(document.check_document(cells, entries))
+            if outputs.json_alone:
+                print(text, end="", flush=True)
+            else:
+                document.write(outputs.json, text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = error.filename or outputs.json or outputs.findings
+        raise Refused(f"{where} cannot be written: {error.strerror or error}. {totals(results)}.") from error
+    return files
+
+
+def _print_results(console: Console, results: Sequence[Result]) -> None:
+    seconds = sum(result.cell.seconds for result in results if result.cell is not None)
+    if len(results) == 1:
+        _print_cell(console, results[0])
+        return
+    console.print(Text(f"\n{totals(results)}; {duration(seconds)} of searching"), soft_wrap=True)
+    for result in results:
+        why = reason(result)
+        if why:
+            word = outcome(result)
+            line = f"{word}: {why}" if result.error else f"{word}: {title(result.request)}: {why}"
+            console.print(Text(line, style="yellow"), soft_wrap=True)
+    vacuous = _vacuous_everywhere([result.cell for result in results if result.cell is not None])
+    if vacuous:
+        console.print(Text(f"vacuous in every cell (nothing could have violated them): {', '.join(vacuous)}"))
+
+
+def _print_cell(console: Console, result: Result) -> None:
+    """All that is known of the one cell that was checked."""
+    cell = result.cell
+    if cell is None:
+        console.print(Text(f"{outcome(result)}: {reason(result)}", style="bold yellow"), soft_wrap=True)
+        return
+    word = "error" if result.error else str(cell.verdict.status)
+    console.print(Text(f"{title(result.request)}: {word}", style="bold"), soft_wrap=True)
+    why = reason(result)
+    if why:
+        console.print(Text(f"  {why}", style="yellow"), soft_wrap=True)
+    for status in (Status.VIOLATED, Status.HOLDS, Status.INCOMPLETE, Status.VACUOUS):
+        names = [name for name, known in cell.verdict.properties if known is status]
+        if names:
+            console.print(Text(f"  {status:10} {', '.join(names)}"))
+    console.print(
+        Text(
+            f"  {cell.states:,} states, {cell.transitions:,} steps, depth {cell.depth:,}, "
+            f"{duration(cell.seconds)}, seed {result.request.seed}"
+        )
+    )
+    certificate = cell.verdict.certificate
+    if certificate is not None:
+        console.print(
+            Text(
+                f"  proved by {' and '.join(certificate.engines)} ({', '.join(certificate.reductions)}), "
+                f"{certificate.audits:,} audits, chance of a hash collision {certificate.collision:.0e}, "
+                f"model {certificate.subject.digest}"
+            ),
+            soft_wrap=True,
+        )
+
+
+def _vacuous_everywhere(cells: Sequence[Cell]) -> list[str]:
+    if not cells:
+        return []
+    vacuous = [{name for name, status in cell.verdict.properties if status is Status.VACUOUS} for cell in cells]
+    return sorted(set.intersection(*vacuous))
+
+
+def _print_story(console: Console, known: _Told, replay: str) -> None:
+    if known.narration is None:
+        console.print(Text(f"{known.finding.property}: {known.finding.message}", style="bold red"), soft_wrap=True)
+        console.print(Text(f"This cannot be replayed: {known.trouble}", style="yellow"), soft_wrap=True)
+        return
+    width = min(WIDTH, console.width)
+    for line in tell(known.finding, known.narration, width=width, replay=replay, others=known.others):
+        console.print(Text(line.text, style=line.style), soft_wrap=True)
+
+
+def _replay_command(finding: Finding, number: int, files: Sequence[Path], outputs: Outputs) -> str:
+    if files:
+        return f"interleaf show {files[number - 1]}"
+    if outputs.json is not None and not outputs.json_alone:
+        return f"interleaf show {outputs.json} --finding {number}"
+    return f"add --findings DIR to this command, then: interleaf show DIR/{_file_name(finding, [])}"
+
+
+def _file_name(finding: Finding, taken: Sequence[Path]) -> str:
+    parts = [Path(finding.scenario.partition(":")[0]).stem, finding.design.rpartition("/")[2], *finding.dropped]
+    stem = "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in "-".join(parts))
+    names = {path.name for path in taken}
+    name, number = f"{stem}-{finding.property}.json", 2
+    while name in names:
+        name, number = f"{stem}-{finding.property}-{number}.json", number + 1
+    return name
+
+
+def _table(requests: Sequence[Request], results: Sequence[Result], console: Console) -> object:
+    matrix = Matrix(requests, console)
+    matrix.results = dict(enumerate(results))
+    return matrix.table()
+
+
+def _expect_writable(outputs: Outputs) -> None:
+    try:
+        if outputs.findings is not None:
+            outputs.findings.mkdir(parents=True, exist_ok=True)
+            document.expect_writable(outputs.findings / "finding.json")
+        if outputs.json is not None and not outputs.json_alone:
+            document.expect_writable(outputs.json)
+    except OSError as error:
+        raise Refused(f"the result could not be written: {error}.") from error

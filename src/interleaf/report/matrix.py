@@ -1,0 +1,226 @@
+"""Scenarios down, designs across: the matrix of verdicts, while the search runs and afterwards.
+
+On a terminal it is drawn again and again, with an estimate of how far each search is. Where the output is no
+terminal, each cell is a line of text once it is done, and nothing moves.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from interleaf.check import Cell, Request
+from interleaf.explore.states import Progress
+from interleaf.explore.verdict import Status
+from interleaf.worker import Result
+
+PLAIN_WIDTH = 100
+"""Characters of a line where the output is no terminal."""
+
+NAME_WIDTH = 24
+CELL_WIDTH = 13
+
+LOOKS = {
+    "holds": ("✓", "+", "green"),
+    "violated": ("✗", "x", "bold red"),
+    "incomplete": ("?", "?", "yellow"),
+    "error": ("!", "!", "bold yellow"),
+}
+"""Symbol, the same in ASCII, and style."""
+
+
+def console_for(*, stderr: bool) -> Console:
+    """A console that writes plain text of a fixed width where the output is no terminal."""
+    console = Console(stderr=stderr, highlight=False, emoji=False, markup=False)
+    if console.is_terminal:
+        return console
+    return Console(stderr=stderr, highlight=False, emoji=False, markup=False, width=PLAIN_WIDTH, color_system=None)
+
+
+def outcome(result: Result) -> str:
+    """A result in one word: a verdict, or "error"."""
+    if result.error:
+        return "error"
+    return "incomplete" if result.cell is None else str(result.cell.verdict.status)
+
+
+def reason(result: Result) -> str:
+    """Why a result is not a verdict; empty if it is one."""
+    if result.error or result.cell is None:
+        return result.error or result.lost
+    return result.cell.verdict.reason
+
+
+def count(number: int) -> str:
+    """A number of states in at most six characters."""
+    if number < 100_000:
+        return f"{number:,}"
+    return f"{number / 1e3:.0f}k" if number < 1_000_000 else f"{number / 1e6:.1f}M"
+
+
+def duration(seconds: float) -> str:
+    """A time in at most five characters."""
+    if seconds < 99.95:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02}" if minutes < 100 else f"{minutes // 60}h{minutes % 60:02}"
+
+
+class Matrix(AbstractContextManager["Matrix"]):
+    """Listens to a campaign, and shows it on `console` while `with` lasts."""
+
+    def __init__(self, requests: Sequence[Request], console: Console) -> None:
+        self.requests = list(requests)
+        self.console = console
+        self.results: dict[int, Result] = {}
+        self._running: dict[int, Progress | None] = {}
+        self._preview = ""
+        self._began = time.monotonic()
+        self._live: Live | None = None
+
+    def __enter__(self) -> Matrix:
+        if self.console.is_terminal:
+            self._live = Live(
+                console=self.console, transient=True, refresh_per_second=8, get_renderable=self._moving_picture
+            )
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def began(self, position: int) -> None:
+        """A request is being checked."""
+        self._running[position] = None
+
+    def progress(self, position: int, progress: Progress) -> None:
+        """The search has come this far."""
+        self._running[position] = progress
+
+    def ended(self, position: int, result: Result) -> None:
+        """A result is there."""
+        self._running.pop(position, None)
+        self.results[position] = result
+        if self._live is None:
+            done = f"[{len(self.results)}/{len(self.requests)}]"
+            self.console.print(Text(f"{done} {title(result.request)}: {summary(result)}"), soft_wrap=True)
+
+    def hunted(self, cell: Cell) -> None:
+        """The hunt beside the proof is over."""
+        seed = cell.request.seed
+        if cell.findings:
+            first = min(cell.findings, key=lambda finding: finding.executions)
+            self._preview = f"hunter: found {first.property} after {first.executions} executions (seed {seed})"
+        else:
+            self._preview = f"hunter: nothing in {cell.executions} executions (seed {seed})"
+        if self._live is None:
+            self.console.print(Text(self._preview), soft_wrap=True)
+
+    def table(self) -> Table:
+        """The matrix as it stands."""
+        ascii_only = not self.console.encoding.lower().startswith("utf")
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+        table.add_column("", width=NAME_WIDTH, overflow="fold")
+        designs = list(dict.fromkeys(_column(request) for request in self.requests))
+        scenarios = list(dict.fromkeys(_row(request) for request in self.requests))
+        for design in designs:
+            table.add_column(Text(design), min_width=min(CELL_WIDTH, len(design)), overflow="fold")
+        at = {(_row(request), _column(request)): position for position, request in enumerate(self.requests)}
+        for scenario in scenarios:
+            cells = [self._cell(at.get((scenario, design)), ascii_only) for design in designs]
+            table.add_row(Text("\n".join(textwrap.wrap(scenario, NAME_WIDTH))), *cells)
+        return table
+
+    def _cell(self, position: int | None, ascii_only: bool) -> Text:
+        if position is None:
+            return Text("")
+        result = self.results.get(position)
+        if result is None:
+            if position not in self._running:
+                return Text("-", style="dim")
+            progress = self._running[position]
+            share = f"{progress.fraction:.0%} {count(progress.states)}" if progress is not None else "begins"
+            return Text(share, style="cyan")
+        word = outcome(result)
+        symbol, in_ascii, style = LOOKS[word]
+        text = Text(f"{in_ascii if ascii_only else symbol} {word}", style=style)
+        if result.cell is not None:
+            violated = [name for name, status in result.cell.verdict.properties if status is Status.VIOLATED]
+            if violated:
+                text.append(f"\n{' '.join(violated)}", style="red")
+            text.append(f"\n{count(result.cell.states)} {duration(result.cell.seconds)}", style="dim")
+        return text
+
+    def _moving_picture(self) -> Group:
+        """What the terminal shows while the search runs."""
+        done, wanted = len(self.results), len(self.requests)
+        elapsed = duration(time.monotonic() - self._began)
+        parts: list[Text | Table] = []
+        table = self.table()
+        if len(self.console.render_lines(table)) + len(self._running) + 3 < self.console.height:
+            parts += [table, Text("")]
+        parts += [
+            Text(f"{title(self.requests[position])}: {_share(progress)}", no_wrap=True)
+            for position, progress in sorted(self._running.items())
+        ]
+        parts.append(Text(f"{done} of {wanted} done, {elapsed}; Ctrl-C ends it and keeps what was found", style="dim"))
+        if self._preview:
+            parts.append(Text(self._preview))
+        return Group(*parts)
+
+
+def title(request: Request) -> str:
+    """What a request checks."""
+    return f"{_row(request)} on {_column(request)}"
+
+
+def summary(result: Result) -> str:
+    """A result in one line."""
+    word = outcome(result)
+    text = word
+    if result.cell is not None:
+        cell = result.cell
+        violated = [name for name, status in cell.verdict.properties if status is Status.VIOLATED]
+        text += f" {', '.join(violated)}" if violated else ""
+        text += f" ({cell.states:,} states, {duration(cell.seconds)})"
+    why = reason(result)
+    return f"{text}: {why}" if why else text
+
+
+def totals(results: Sequence[Result]) -> str:
+    """How many cells have which verdict."""
+    words = [outcome(result) for result in results]
+    parts = {
+        "holds": f"{words.count('holds')} hold" + ("s" if words.count("holds") == 1 else ""),
+        "violated": f"{words.count('violated')} violated",
+        "incomplete": f"{words.count('incomplete')} incomplete",
+        "error": f"{words.count('error')} in error",
+    }
+    return ", ".join(text for word, text in parts.items() if word in words)
+
+
+def _row(request: Request) -> str:
+    settings = ",".join(f"{name}={value}" for name, value in request.parameters)
+    return f"{request.scenario} {settings}" if settings else request.scenario
+
+
+def _column(request: Request) -> str:
+    return " ".join((request.design, *(f"without {rule}" for rule in request.dropped)))
+
+
+def _share(progress: Progress | None) -> str:
+    if progress is None:
+        return "begins"
+    full = round(progress.fraction * 20)
+    bar = "#" * full + "." * (20 - full)
+    found = f", {progress.found} found" if progress.found else ""
+    return f"[{bar}] about {progress.fraction:.0%}, {progress.states:,} states{found}"
