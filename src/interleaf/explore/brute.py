@@ -145,18 +145,18 @@ def _local(op: Op) -> bool:
 class _Unreduced(Machine):
     """A machine that stops before every operation that another task could notice."""
 
-    def _stops(self, node: Node) -> bool:
+    def _conflicts(self, node: Node) -> bool:
         return True
 
-    def _stops_plain(self, node: Node) -> bool:
-        return True
+    def _beside(self, index: int) -> int:
+        return 0  # there is nothing to be learned
 
 
 class Remembered:
     """Drives a `Machine` that leaves no scheduling point out."""
 
     def __init__(self, world: World, setup: Callable[[], object]) -> None:
-        self.machine = _Unreduced(world, setup, reduce=False, learn=False)
+        self.machine = _Unreduced(world, setup, reduce=False, patient=True)
         self._path: list[tuple[Snapshot, list[Move]]] = [(self.machine.initial, [])]
 
     @property

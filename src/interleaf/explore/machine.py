@@ -249,13 +249,13 @@ class Machine:
     def _conflicts(self, node: Node) -> bool:
         """Must there be a scheduling point before the operation of `node`, as far as is known?"""
         focus, life = node.focus, node.life
-        if node.releases:
-            return focus is None or focus.domain.observed
         task = node.task.index
-        if focus is not None and focus.conflicts >> task & 1:
-            return True
         if life is not None and life.conflicts >> task & 1:
             return True  # it may come too late: somebody else may have freed the object
+        if node.releases:
+            return focus is None or focus.domain.observed
+        if focus is not None and focus.conflicts >> task & 1:
+            return True
         return node.place.exposed
 
     def _learn(self, node: Node, write: bool) -> None:
