@@ -6,7 +6,7 @@ the guest, will flush before they enter it.
 
 from __future__ import annotations
 
-from interleaf.hw.cpu import flush_all, flush_range
+from interleaf.hw.cpu import Cpu, flush_all, flush_range
 from interleaf.runtime import Memory, operation
 
 from .kvm_host import Kvm, KvmVcpu
@@ -30,7 +30,7 @@ def kvm_flush_remote_tlbs_range(memory: Memory, kvm: Kvm, start_gfn: int, nr_pag
         flush_range(memory, vcpu.cpu, start_gfn, start_gfn + nr_pages)
 
 
-@operation(marked=False, words=lambda vcpu, _: "flushes its TLB")
+@operation(focus=lambda vcpu: Cpu.tlb.cell(vcpu.cpu), words=lambda vcpu, _: f"flushes the TLB of vCPU{vcpu.index}")
 def kvm_flush_tlb_current(memory: Memory, vcpu: KvmVcpu) -> None:
-    """Flush the TLB of the vCPU that runs this code. Nobody else uses it, so this is no scheduling point."""
+    """Flush the TLB of the vCPU that runs this code."""
     flush_all(memory, vcpu.cpu)

@@ -41,7 +41,7 @@ from interleaf.runtime import ModelError
 
 from . import lifecycle, memslots, notifiers, vcpus, walks
 from .scenario import Parameter, Scenario, scenario, scenarios_of
-from .stage import DUMMY_GFN, DUMMY_HVA, GUEST_HVA, destroy_after, make_vm, populate
+from .stage import DUMMY_GFN, DUMMY_HVA, FAR_GFN, GUEST_HVA, destroy_after, load_roots, make_vm, populate
 
 
 def library() -> dict[str, Scenario]:
@@ -97,12 +97,14 @@ def _scenarios_in(path: Path) -> dict[str, Scenario]:
 __all__ = [
     "DUMMY_GFN",
     "DUMMY_HVA",
+    "FAR_GFN",
     "GUEST_HVA",
     "Parameter",
     "Scenario",
     "destroy_after",
     "library",
     "load",
+    "load_roots",
     "make_vm",
     "populate",
     "scenario",

@@ -17,7 +17,7 @@ def vm_destroy_vs_unmap(design: Design, *, pages: int = 1) -> None:
     Unregistering the notifier must wait for the callbacks, and the VM must cope with a start that has no end.
     """
     kvm = make_vm(design, pages=pages)
-    populate(kvm, pages)
+    populate(kvm)
     spawn(munmap, kvm.mm, GUEST_HVA, pages, name="munmap")
     destroy_after(kvm)
 

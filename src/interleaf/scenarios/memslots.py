@@ -10,7 +10,7 @@ from interleaf.mm.unmap import munmap
 from interleaf.runtime import spawn
 
 from .scenario import scenario
-from .stage import GUEST_HVA, destroy_after, make_vm, populate
+from .stage import GUEST_HVA, destroy_after, load_roots, make_vm, populate
 
 
 @scenario("A memslot is deleted while the host unmaps its memory")
@@ -23,7 +23,7 @@ def memslot_delete_vs_unmap(design: Design, *, pages: int = 1) -> None:
     This is what ended "Take TDP MMU roots off list when invalidating all roots" (14 Dec 2021).
     """
     kvm = make_vm(design, pages=pages)
-    populate(kvm, pages)
+    populate(kvm)
     memslot = spawn(kvm_delete_memslot, kvm, 0, name="memslot")
     unmap = spawn(munmap, kvm.mm, GUEST_HVA, pages, name="munmap")
     destroy_after(kvm, memslot, unmap)
@@ -36,7 +36,7 @@ def fault_vs_memslot_delete(design: Design, *, pages: int = 1) -> None:
     the access is MMIO.
     """
     kvm = make_vm(design, pages=pages)
-    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], *(write(gfn) for gfn in range(pages)), name="vcpu0")
+    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], *(write(gfn) for gfn in kvm.gfns), name="vcpu0")
     memslot = spawn(kvm_delete_memslot, kvm, 0, name="memslot")
     destroy_after(kvm, vcpu, memslot)
 
@@ -47,7 +47,8 @@ def fault_vs_other_memslot_delete(design: Design, *, pages: int = 1) -> None:
     root keeps the fault from mapping the page in a root that has been invalidated, and maybe zapped, in between.
     """
     kvm = make_vm(design, pages=pages, dummies=1)
-    accesses = tuple(read(gfn) for gfn in range(pages))
+    load_roots(kvm)
+    accesses = tuple(read(gfn) for gfn in kvm.gfns)
     vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], *accesses, name="vcpu0")
     memslot = spawn(kvm_delete_memslot, kvm, 1, name="memslot")
     destroy_after(kvm, vcpu, memslot)

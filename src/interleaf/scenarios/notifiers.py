@@ -10,7 +10,7 @@ from interleaf.mm.unmap import madvise_dontneed, mmput, munmap
 from interleaf.runtime import spawn
 
 from .scenario import scenario
-from .stage import GUEST_HVA, destroy_after, make_vm, populate
+from .stage import FAR_GFN, GUEST_HVA, destroy_after, make_vm, populate
 
 
 @scenario("The host unmaps a page while a vCPU faults on it")
@@ -42,9 +42,11 @@ def last_put_vs_unmap(design: Design, *, pages: int = 1) -> None:
     """A vCPU resets its MMU (the guest has changed CR0, say) and puts the only vCPU's reference on the root. If that
     tears the root down, with mmu_lock given up now and then, the root must be visible to the notifier of munmap
     until nothing is mapped in it. No memslot is involved.
+
+    The page is at 512 GiB, in the second entry of the root, before which the tear-down may give mmu_lock up.
     """
-    kvm = make_vm(design, pages=pages)
-    populate(kvm, pages)
+    kvm = make_vm(design, pages=pages, base_gfn=FAR_GFN)
+    populate(kvm)
     vcpu = spawn(kvm_mmu_reset_context, kvm.vcpus[0], name="vcpu0")
     unmap = spawn(munmap, kvm.mm, GUEST_HVA, pages, name="munmap")
     destroy_after(kvm, vcpu, unmap)
@@ -57,7 +59,7 @@ def nx_huge_pages_vs_release(design: Design, *, pages: int = 1) -> None:
     other zap stands: all pages are freed when it returns.
     """
     kvm = make_vm(design, pages=pages)
-    populate(kvm, pages)
+    populate(kvm)
     nx = spawn(set_nx_huge_pages, name="nx")
     release = spawn(mmput, kvm.mm, name="mm-release")
     destroy_after(kvm, nx, release)

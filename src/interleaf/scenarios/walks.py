@@ -19,7 +19,7 @@ def yielding_walk_vs_invalidate_and_create(design: Design, *, pages: int = 2) ->
     way, nor visit a freed root, nor miss one that was valid all the time.
     """
     kvm = make_vm(design, pages=pages, dummies=1)
-    populate(kvm, pages)
+    populate(kvm)
     walk = spawn(kvm_zap_gfn_range, kvm, 0, pages, name="zap-range")
     memslot = spawn(kvm_delete_memslot, kvm, 1, name="memslot")
     vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], read(0), name="vcpu0")
