@@ -187,7 +187,7 @@ def _freeze_child(kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int, shared: bool) 
     """Freeze an entry of a disconnected table; returns what it was, or None if there is nothing to do for it."""
     frozen = kvm.design.removed_spte
     if not shared:
-        old_spte = kvm_tdp_mmu_read_spte(sp, gfn, level)
+        old_spte = kvm_tdp_mmu_read_spte(kvm, sp, gfn, level)
         if not is_shadow_present_pte(old_spte):
             return None
         return kvm_tdp_mmu_write_spte(kvm, None, sp, gfn, level, old_spte, frozen)

@@ -14,19 +14,37 @@ from __future__ import annotations
 
 from interleaf.hw.page_table import index_of
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
-from interleaf.linux.atomic import READ_ONCE
 from interleaf.mm.page import note_mapped, note_unmapped
-from interleaf.runtime import Memory, Violation, operation
+from interleaf.runtime import Memory, Value, Violation, operation, quiet
+from interleaf.runtime.carrier import perform
 from interleaf.runtime.cells import Cell
+from interleaf.runtime.objects import Read
 
 from . import ghost
 from .ghost import note
 from .spte import is_present_leaf, is_removed_spte, is_shadow_present_pte, show_spte, spte_to_pfn
 
+quiet(__file__)
 
-def kvm_tdp_mmu_read_spte(sp: KvmMmuPage, gfn: int, level: int) -> int:
+
+class _ReadSpte(Read):
+    """READ_ONCE(*sptep)"""
+
+    name = "kvm_tdp_mmu_read_spte"
+
+    def __init__(self, kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int) -> None:
+        super().__init__(_cell(sp, gfn, level), True)
+        self.entry = (kvm, sp, gfn, level)
+
+    def text(self, result: Value) -> str:
+        kvm, sp, gfn, level = self.entry
+        found = "?" if result is None else show_spte(kvm.design, result, level)
+        return f"{sp.name}: SPTE of gfn {gfn:#x}, level {level}, is {found}"
+
+
+def kvm_tdp_mmu_read_spte(kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int) -> int:
     """Read an entry (READ_ONCE). In an RCU reader, mmu_lock held."""
-    return READ_ONCE(sp, KvmMmuPage.spt[index_of(gfn, level)])
+    return int(perform(_ReadSpte(kvm, sp, gfn, level)))
 
 
 def _cell(sp: KvmMmuPage, gfn: int, level: int) -> Cell:
@@ -34,20 +52,21 @@ def _cell(sp: KvmMmuPage, gfn: int, level: int) -> Cell:
 
 
 def _words_cmpxchg(
-    kvm: Kvm, root: KvmMmuPage, sp: KvmMmuPage, gfn: int, level: int, old: int, new: int, seen: int
+    kvm: Kvm, root: KvmMmuPage, sp: KvmMmuPage, gfn: int, level: int, old: int, new: int, seen: int | None
 ) -> str:
-    design = kvm.design
-    if seen == old:
+    if seen is None or seen == old:
         return _words(kvm, sp, gfn, level, old, new)
+    design = kvm.design
     return (
-        f"{sp.name}: fails to change the SPTE of gfn {gfn:#x}, level {level}, to {show_spte(design, new, level)}: "
-        f"it is {show_spte(design, seen, level)}, not {show_spte(design, old, level)}"
+        f"{sp.name}: SPTE of gfn {gfn:#x}, level {level}, is {show_spte(design, seen, level)} now and not "
+        f"{show_spte(design, old, level)}: it does not become {show_spte(design, new, level)}"
     )
 
 
-def _words(kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int, old: int, new: int) -> str:
-    before, after = show_spte(kvm.design, old, level), show_spte(kvm.design, new, level)
-    return f"{sp.name}: SPTE of gfn {gfn:#x}, level {level}: {before} -> {after}"
+def _words(kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int, old: int | None, new: int) -> str:
+    """`old` is None where the operation violates a property before it knows."""
+    before = "" if old is None else f"{show_spte(kvm.design, old, level)} "
+    return f"{sp.name}: SPTE of gfn {gfn:#x}, level {level}: {before}-> {show_spte(kvm.design, new, level)}"
 
 
 @operation(focus=lambda kvm, root, sp, gfn, level, old, new: _cell(sp, gfn, level), words=_words_cmpxchg)

@@ -89,12 +89,6 @@ def tdp_iter_next(kvm: Kvm, it: TdpIter) -> TdpIter | None:
     return _step_down(kvm, it) or _step_side(kvm, it)
 
 
-@routine
-def tdp_iter_refresh(it: TdpIter) -> TdpIter:
-    """Read the entry again. In an RCU reader, mmu_lock held."""
-    return it._replace(old_spte=kvm_tdp_mmu_read_spte(it.sp, it.gfn, it.level))
-
-
 def spte_to_child_pt(spte: int, level: int) -> KvmMmuPage | None:
     """The table that an entry of this level points to, if it does."""
     if not is_shadow_present_pte(spte) or is_last_spte(spte, level):
@@ -107,7 +101,7 @@ def _step_down(kvm: Kvm, it: TdpIter) -> TdpIter | None:
     task or by another, and the table that it pointed to be on its way to be freed."""
     if it.level == it.min_level:
         return None
-    child = spte_to_child_pt(kvm_tdp_mmu_read_spte(it.sp, it.gfn, it.level), it.level)
+    child = spte_to_child_pt(kvm_tdp_mmu_read_spte(kvm, it.sp, it.gfn, it.level), it.level)
     if child is None:
         return None
     return _enter(kvm, it._replace(pt_path=(*it.pt_path, child)))
@@ -141,7 +135,7 @@ def _seek(kvm: Kvm, it: TdpIter, inside: int, start: int, aim: int) -> TdpIter |
         pt_path,
         gfn=found,
         min_level=it.min_level,
-        old_spte=kvm_tdp_mmu_read_spte(pt_path[-1], found, level),
+        old_spte=kvm_tdp_mmu_read_spte(kvm, pt_path[-1], found, level),
         next_last_level_gfn=aim if gfn_round_for_level(aim, level) == found else found,
         yielded_gfn=it.yielded_gfn,
     )
