@@ -248,6 +248,13 @@ def follow_poison() -> None:
         pass
 
 
+def walk_onto_another_list() -> None:
+    first, _, _ = three()
+    for _entry in list_for_each_entry(the(Global).head, Entry):
+        if _entry is first:
+            list_move(first.link, the(Global).other)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -270,6 +277,10 @@ def follow_poison() -> None:
             "list_add corruption: a:Entry0.link->prev should be Global.head, but is Global.other",
         ),
         (follow_poison, "following LIST_POISON1 from a:Entry0.link: the entry is on no list"),
+        (
+            walk_onto_another_list,
+            "Global.other is taken for the node of a Entry: the walk has got onto another list",
+        ),
     ],
 )
 def test_corruption(function: Callable[[], object], message: str) -> None:

@@ -193,15 +193,27 @@ def _node(found: Any, came_from: list_head) -> list_head:
     return found  # type: ignore[no-any-return]
 
 
+@operation(marked=False)
+def _stray(memory: Memory, node: list_head, cls: type[Object]) -> None:
+    """Take for an entry what is none: an oops, or worse."""
+    raise _corrupt(f"{node} is taken for the node of a {cls.__name__}: the walk has got onto another list", node)
+
+
+def _entry(node: list_head, cls: type[T]) -> T:
+    if not isinstance(node.__dict__.get("container"), cls):
+        _stray(node, cls)
+    return container_of(node, cls)
+
+
 def list_first_entry_or_null(head: list_head, cls: type[T]) -> T | None:
     """The first object on the list, None if it is empty."""
     node = _node(read_marked(head, list_head.next), head)
-    return None if node is head else container_of(node, cls)
+    return None if node is head else _entry(node, cls)
 
 
 def list_next_entry(node: list_head, cls: type[T]) -> T:
     """The object after `node`. At the end of the list there is none: ask list_is_last() before."""
-    return container_of(_node(read_plain(node, list_head.next), node), cls)
+    return _entry(_node(read_plain(node, list_head.next), node), cls)
 
 
 def list_is_last(node: list_head, head: list_head) -> bool:
@@ -213,7 +225,7 @@ def list_for_each_entry(head: list_head, cls: type[T]) -> Iterator[T]:
     """The objects on the list, in order. The current one must stay on its list until the next step."""
     node = _node(read_plain(head, list_head.next), head)
     while node is not head:
-        yield container_of(node, cls)
+        yield _entry(node, cls)
         node = _node(read_plain(node, list_head.next), node)
 
 
@@ -222,7 +234,7 @@ def list_for_each_entry_safe(head: list_head, cls: type[T]) -> Iterator[T]:
     node = _node(read_plain(head, list_head.next), head)
     while node is not head:
         following = _node(read_plain(node, list_head.next), node)
-        yield container_of(node, cls)
+        yield _entry(node, cls)
         node = following
 
 
@@ -278,18 +290,18 @@ def list_del_rcu(entry: list_head) -> None:
 def list_first_or_null_rcu(head: list_head, cls: type[T], condition: bool = False) -> T | None:
     """The first object on the list, None if it is empty. In an RCU reader, or with `condition`."""
     node = _node(rcu_dereference(head, list_head.next, condition), head)
-    return None if node is head else container_of(node, cls)
+    return None if node is head else _entry(node, cls)
 
 
 def list_next_or_null_rcu(head: list_head, node: list_head, cls: type[T], condition: bool = False) -> T | None:
     """The object after `node`, None at the end of the list. In an RCU reader, or with `condition`."""
     following = _node(rcu_dereference(node, list_head.next, condition), node)
-    return None if following is head else container_of(following, cls)
+    return None if following is head else _entry(following, cls)
 
 
 def list_for_each_entry_rcu(head: list_head, cls: type[T], condition: bool = False) -> Iterator[T]:
     """The objects on the list, in order, while writers may change it. In an RCU reader, or with `condition`."""
     node = _node(rcu_dereference(head, list_head.next, condition), head)
     while node is not head:
-        yield container_of(node, cls)
+        yield _entry(node, cls)
         node = _node(rcu_dereference(node, list_head.next, condition), node)
