@@ -33,6 +33,8 @@ class CachedTable(NamedTuple):
     base: int
     level: int
     table: PageTable
+    permissions: int
+    """What the entries on the way to the table allow, as EPT bits R, W and X."""
 
     def covers(self, root: PageTable, gfn: int) -> bool:
         return self.root is root and self.base <= gfn < self.base + pages_per_entry(self.level + 1)

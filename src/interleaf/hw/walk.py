@@ -66,9 +66,10 @@ def translate(memory: Memory, cpu: Cpu, root: PageTable, gfn: int, access: Acces
     if hit is not None:
         return Translation(hit.pfn, from_tlb=True)
     start = None if from_root else deepest_cached_table(memory, cpu, root, gfn)
-    table, level = (root, ROOT_LEVEL) if start is None else (start.table, start.level)
+    table, level, permissions = root, ROOT_LEVEL, ept.VMX_EPT_RWX_MASK
+    if start is not None:
+        table, level, permissions = start.table, start.level, start.permissions
     passed: list[CachedTable] = []
-    permissions = ept.VMX_EPT_RWX_MASK
     while True:
         entry = _read_entry(memory, cpu, root, table, level, gfn, start)
         if ept.is_misconfigured(entry):
@@ -82,7 +83,7 @@ def translate(memory: Memory, cpu: Cpu, root: PageTable, gfn: int, access: Acces
         _assist(memory, table, index_of(gfn, level), entry, ept.VMX_EPT_ACCESS_BIT)
         level -= 1
         table = table_at(memory, type(root), ept.pfn_of(entry))
-        passed.append(CachedTable(root, gfn_round_for_level(gfn, level + 1), level, table))
+        passed.append(CachedTable(root, gfn_round_for_level(gfn, level + 1), level, table, permissions))
     assisted = ept.VMX_EPT_ACCESS_BIT | (ept.VMX_EPT_DIRTY_BIT if access is Access.WRITE else 0)
     entry = _assist(memory, table, index_of(gfn, level), entry, assisted)
     pfn = ept.pfn_of(entry) + (gfn - gfn_round_for_level(gfn, level) if level > PG_LEVEL_4K else 0)
