@@ -94,8 +94,7 @@ def plain_worker(counters: Counters, number: int, rounds: int) -> None:
 
 
 def total(counters: Counters, expected: int, *tasks: Task) -> None:
-    for task in tasks:
-        join(task)
+    join(*tasks)
     check("sum", counters.c[0] + counters.c[1] == expected, "updates are lost")
 
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from interleaf.runtime.carrier import END, Carrier, Op, function_key
+from interleaf.runtime.carrier import END, READ, WRITE, Carrier, Op, function_key
 from interleaf.runtime.cells import Cell, World
 from interleaf.runtime.findings import ModelError
 from interleaf.runtime.memory import Held
-from interleaf.runtime.operations import Choose, Task
+from interleaf.runtime.operations import Choose, Join, Task
 from interleaf.runtime.values import Value
 
 PARKED = 4_000
@@ -49,6 +49,9 @@ class Node:
         "cell",
         "edges",
         "focus",
+        "future",
+        "future_writes",
+        "joins",
         "kind",
         "learned",
         "life",
@@ -57,11 +60,14 @@ class Node:
         "op",
         "origin",
         "outcomes",
+        "own",
+        "own_writes",
         "place",
         "plain_bits",
         "releases",
         "result",
         "source",
+        "spawns",
         "task",
         "value",
         "zobrist",
@@ -92,6 +98,18 @@ class Node:
         self.learned: Held | None = None
         self.beside = 0
         """With which locks held, and beside which tasks, this access is already known to its cell."""
+        self.joins = 0
+        """The tasks that it waits for, if it is a join, as a bit set."""
+        if isinstance(op, Join):
+            for joined in op.tasks:
+                self.joins |= joined.bit
+        self.own = self.bits if op.kind in (READ, WRITE) else 0
+        self.own_writes: int = self.cell.bit if self.cell is not None and op.kind == WRITE else 0
+        """Cells that its operation has touched, and written, so far."""
+        self.future = self.future_writes = 0
+        """Cells that the task was known to touch, and write, from here to its end when the present pass began."""
+        self.spawns: set[Node] = set()
+        """First nodes of the tasks that its operation has started."""
         self.origin: tuple[Callable[..., Any], tuple[Value, ...]] | None = None
         self.source: Node | None = None
         self.result: Value = None
@@ -140,8 +158,27 @@ class Automata:
         following = self._arrive(node.task, carrier, carrier.resume(result))
         if len(self.nodes) > known:
             following.source, following.result = node, result
+            # what was foreseen from the node before covers whatever was foreseen from here
+            following.future, following.future_writes = node.future, node.future_writes
         node.edges[result] = following
         return following
+
+    def foresee(self) -> None:
+        """Find out what is known of every node's future: the least fixed point over all edges."""
+        nodes = list(self.nodes.values())
+        for node in nodes:
+            node.future, node.future_writes = node.own, node.own_writes
+        changed = True
+        while changed:
+            changed = False
+            for node in reversed(nodes):
+                future, writes = node.future, node.future_writes
+                for following in (*node.edges.values(), *node.spawns):
+                    future |= following.future
+                    writes |= following.future_writes
+                if future != node.future or writes != node.future_writes:
+                    node.future, node.future_writes = future, writes
+                    changed = True
 
     def close(self) -> None:
         """End all parked greenlets."""

@@ -1,11 +1,17 @@
 """The machine that searches drive: one memory, the automata of all tasks, and cheap return to earlier states.
 
 A step of the machine is larger than one of `runtime.Execution`: it leaves out the scheduling points that
-nobody can notice. Those are the accesses of a task to a cell on which it has no conflicts (see
+nobody can notice. Those are the accesses of a task to a cell on which it has no conflict (see
 `runtime.cells.Cell`: the others need a lock that it holds, or cannot run, or only read), and the giving back of a
-lock, which only lets others go on (Lipton's movers, CACM 1975). That there are no conflicts is assumed until one
-shows. Then `Undisciplined` is raised and the search starts again with what it has learned, so that its last pass
-relies on nothing that was not checked (Stoller & Cohen, FMSD 2006).
+lock, which only lets others go on (Lipton's movers, CACM 1975).
+
+With *foresight*, an access is left out also if the tasks with which it conflicts are past that: their automata
+say what each task may still touch from the node where it is. A step that conflicts with nothing that others will
+ever do is a persistent set by itself (Godefroid, LNCS 1032).
+
+What conflicts and what is still to come is assumed, until something shows that was not known. Then the search
+starts again with what it has learned, so that its last pass relies on nothing that was not checked in it
+(Stoller & Cohen, FMSD 2006, for locks).
 
 Marked and plain accesses are treated alike: a plain access that conflicts could be a data race, so it is a
 scheduling point, and two tasks that are both about to make conflicting accesses are seen in a state.
@@ -17,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from interleaf.runtime.carrier import CHOICE, CUSTOM, END, JOIN, READ, WRITE
+from interleaf.runtime.carrier import CHOICE, CUSTOM, END, READ, WRITE
 from interleaf.runtime.cells import World
 from interleaf.runtime.execution import StepLimit
 from interleaf.runtime.findings import ModelError, Violation, ViolationRaised
@@ -66,12 +72,14 @@ class Machine:
         reduce: bool = True,
         learn: bool = True,
         patient: bool = False,
+        foresight: bool = False,
         flat: bool = False,
     ) -> None:
         self.world = world
         self.reduce = reduce
         self.learn = learn
         self.patient = patient
+        self.foresight = foresight
         self.surprised = False
         self.automata = Automata(world, flat)
         self.memory = Memory(world)
@@ -83,6 +91,8 @@ class Machine:
         self.operations = 0
         self.site: tuple[str, int, str] = ("", 0, "")
         """Where in the model the running operation was asked for; kept up while there is an observer."""
+        self._others: list[Node] = []
+        """Where the other tasks are that could run, while a step is made."""
         self._set_up(setup)
         self.initial = self.snapshot()
 
@@ -129,6 +139,7 @@ class Machine:
         memory.beside = self._beside(index) if self.learn else 0
         values = memory.values
         observer = memory.observer
+        foresight = self.foresight
         branches: list[int] = []
         self.branches = branches
         self.violations = []
@@ -190,7 +201,17 @@ class Machine:
                 else:
                     memory.glued = not first and not node.releases
                     memory.plainly = not node.marked
-                    result = node.op.run(memory)
+                    if foresight:
+                        reads, writes = memory.reads, memory.writes
+                        memory.reads = memory.writes = 0
+                        try:
+                            result = node.op.run(memory)
+                        finally:
+                            self._touched(node)
+                            memory.reads |= reads
+                            memory.writes |= writes
+                    else:
+                        result = node.op.run(memory)
                     memory.glued = False
             except ViolationRaised as raised:
                 memory.glued = False
@@ -204,7 +225,7 @@ class Machine:
                 self.violations.append(raised.violation)
                 self.dead = True
                 break
-            if memory.broken is not None or memory.exposed:
+            if memory.broken is not None or (memory.exposed and not foresight):
                 self._surprise(node)
             if result is BLOCK:
                 if first:
@@ -217,10 +238,15 @@ class Machine:
             following = node.edges.get(result)
             if following is None:
                 following = self.automata.extend(node, result)
+                if foresight:
+                    self._foreseen(
+                        node, following.future | following.own, following.future_writes | following.own_writes
+                    )
+            spawning = node
             nodes[index] = node = following
             if kind == CUSTOM:
                 if memory.spawned:
-                    self._spawn()
+                    self._spawn(spawning)
                 if memory.warnings:
                     self.violations.extend(memory.warnings)
                     memory.warnings.clear()
@@ -234,29 +260,66 @@ class Machine:
         self.operations += 1
         return True
 
+    def begin_pass(self) -> None:
+        """A search begins, or begins again, from the initial state: use all that has been learned."""
+        self.restore(self.initial)
+        self.surprised = False
+        if self.foresight:
+            self.automata.foresee()
+
     def _beside(self, index: int) -> int:
         """The other tasks that could run, now or later, before this one has ended.
 
-        A task that is about to join one that has not ended could not run: what it will do comes after that end.
+        A task that is about to wait for the end of this one could not run: what it will do comes after that.
         """
-        values = self.memory.values
+        bit = 1 << index
+        others = [node for node in self.nodes if node is not None and not node.task.bit & bit and not node.joins & bit]
+        self._others = others
         beside = 0
-        for other, node in enumerate(self.nodes):
-            if node is not None and other != index and (node.kind != JOIN or values[node.cell.index]):
-                beside |= node.task.bit
+        for node in others:
+            beside |= node.task.bit
         return beside
 
     def _conflicts(self, node: Node) -> bool:
         """Must there be a scheduling point before the operation of `node`, as far as is known?"""
         focus, life = node.focus, node.life
-        task = node.task.index
-        if life is not None and life.conflicts >> task & 1:
+        quiet = node.releases and focus is not None and not focus.domain.observed
+        if self.foresight:
+            if quiet and life is None:
+                return False
+            # what a release does only lets others go on, but the lock itself may have been freed
+            touched, writes = (life.bit, 0) if quiet and life is not None else (node.own, node.own_writes)
+            clashes = self.world.clashes
+            task = node.task.index
+            for other in self._others:
+                clash = clashes.get((task, other.task.index))
+                if clash and (touched & other.future_writes & clash or writes & other.future & clash):
+                    return True
+            return False
+        bit = node.task.bit
+        if life is not None and life.conflicts & bit:
             return True  # it may come too late: somebody else may have freed the object
         if node.releases:
-            return focus is None or focus.domain.observed
-        if focus is not None and focus.conflicts >> task & 1:
+            return not quiet
+        if focus is not None and focus.conflicts & bit:
             return True
         return node.place.exposed
+
+    def _touched(self, node: Node) -> None:
+        """The operation of `node` has the footprint that is in the memory now."""
+        memory = self.memory
+        own, writes = memory.reads | memory.writes, memory.writes
+        if own & ~node.own or writes & ~node.own_writes:
+            node.own |= own
+            node.own_writes |= writes
+            self._foreseen(node, own, writes)
+            if memory.glued and self._conflicts(node):
+                self.surprised = True
+
+    def _foreseen(self, node: Node, touched: int, writes: int) -> None:
+        """From `node` on the task may touch these cells: was that known when the pass began?"""
+        if touched & ~node.future or writes & ~node.future_writes:
+            self.surprised = True
 
     def _learn(self, node: Node, write: bool) -> None:
         """Tell the cell of a read or write who made it, and with which locks held."""
@@ -281,7 +344,7 @@ class Machine:
             memory.warnings.clear()
             raise Undisciplined
 
-    def _spawn(self) -> None:
+    def _spawn(self, spawner: Node | None = None) -> None:
         memory = self.memory
         for task, function, arguments in memory.spawned:
             while len(self.nodes) <= task.index:
@@ -290,9 +353,13 @@ class Machine:
                 memory.held.append(NOTHING_HELD)
             if self.nodes[task.index] is not None or memory.values[Task.done.cell(task).index]:
                 raise ModelError(f"two tasks are called {task}; give each a name of its own.")
-            self.nodes[task.index] = self.automata.start(task, function, arguments)
-            if self.learn and task.index != memory.task:
+            node = self.nodes[task.index] = self.automata.start(task, function, arguments)
+            if self.learn and spawner is not None:
                 memory.beside |= task.bit
+                self._others.append(node)
+            if self.foresight and spawner is not None and node not in spawner.spawns:
+                spawner.spawns.add(node)
+                self._foreseen(spawner, node.future | node.own, node.future_writes | node.own_writes)
         memory.spawned.clear()
 
     def _set_up(self, setup: Callable[[], object]) -> None:

@@ -53,10 +53,16 @@ class Options:
     sleep: bool = True
     locks: bool = True
     journal: bool = True
+    foresight: bool = True
     audit: bool = True
 
     def names(self) -> tuple[str, ...]:
-        parts = {"call frames": self.frames, "sleep sets": self.sleep, "lock reduction": self.locks}
+        parts = {
+            "call frames": self.frames,
+            "sleep sets": self.sleep,
+            "lock reduction": self.locks,
+            "foresight": self.locks and self.foresight and self.journal,
+        }
         return tuple(name for name, used in parts.items() if used)
 
 
@@ -154,7 +160,12 @@ class StateSearch:
         self.stack: list[_Frame] = []
         self.on_path: dict[int, int] = {}
         self.machine = Machine(
-            self.world, setup, reduce=self.options.locks, flat=not self.options.frames, patient=self.options.journal
+            self.world,
+            setup,
+            reduce=self.options.locks,
+            patient=self.options.journal,
+            foresight=self.options.locks and self.options.foresight and self.options.journal,
+            flat=not self.options.frames,
         )
         self.auditor = Auditor(self.world, setup, random.Random(seed)) if self.options.audit else None
         self._races: set[tuple[object, object, int]] = set()
@@ -202,12 +213,11 @@ class StateSearch:
     def _pass(self) -> bool:
         """Search from the initial state; False if an assumption broke and it must be done again."""
         machine = self.machine
-        machine.restore(machine.initial)
+        machine.begin_pass()
         self.visited.clear()
         self.stack.clear()
         self.on_path.clear()
         self._steps = 0
-        machine.surprised = False
         patience = 0
         try:
             self._arrive({}, -1, (-1, []))

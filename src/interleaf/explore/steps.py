@@ -221,7 +221,9 @@ class StepSearch:
         past = before
         for position in dependent:
             past |= path.events[position].past | 1 << position
-        spoilt = any(event.spoilt and past >> position & 1 for position, event in enumerate(path.events))
+        spoilt = bool(frame.spoilt) and any(
+            event.spoilt and past >> position & 1 for position, event in enumerate(path.events)
+        )
         old = frame.snapshot.nodes
         started = [
             child
@@ -234,11 +236,14 @@ class StepSearch:
             self._report(machine.violations, self._story(event))
         if len(path.events) > self.bounds.steps:
             raise _Stop(f"an execution is longer than {self.bounds.steps} steps")
-        sleep = {
+        dead = frame.spoilt | 1 << task if event.spoilt else frame.spoilt
+        self.stack.append(_Frame(machine.snapshot(), task, self._asleep(frame, task, footprint), dead))
+
+    def _asleep(self, frame: _Frame, task: int, footprint: Footprint) -> dict[int, Footprint]:
+        """Who sleeps on after a step of `task`: those whose steps do not depend on it."""
+        return {
             other: theirs for other, theirs in frame.sleep.items() if other != task and not theirs.conflicts(footprint)
         }
-        dead = frame.spoilt | 1 << task if event.spoilt else frame.spoilt
-        self.stack.append(_Frame(machine.snapshot(), task, sleep, dead))
 
     def _turn(self, task: int, footprint: Footprint, before: int, dependent: list[int], wait: Wait | None) -> None:
         """Plan the other orders of a step of `task` and the steps that it races with."""

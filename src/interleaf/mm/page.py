@@ -86,8 +86,8 @@ def alloc_page() -> Page:
 def put_page_testzero(memory: Memory, page: Page) -> bool:
     """Give a reference back; was it the last? (Kernel function of that name.)"""
     left = memory.load(page, Page.refcount) - 1
-    memory.order(page, release=True, acquire=left == 0)
     memory.store(page, Page.refcount, left)
+    memory.order(page, release=True, acquire=left == 0)
     if left == 0:
         expect_unmapped(memory, page, "the host frees")
     return bool(left == 0)

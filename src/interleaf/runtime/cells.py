@@ -104,15 +104,21 @@ class Cell:
         else:
             record.reading = now
         record.beside |= beside
-        before = self.conflicts
+        found = False
         for other, theirs in self.records.items():
-            if other == task or not (record.beside >> other & 1 or theirs.beside >> task & 1):
+            if other == task or self.owner.world.clashes.get((task, other), 0) & self.bit:
+                continue
+            if not (record.beside >> other & 1 or theirs.beside >> task & 1):
                 continue
             if _clash(record.writing, theirs.writing) or (
                 _clash(record.writing, theirs.reading) or _clash(record.reading, theirs.writing)
             ):
                 self.conflicts |= 1 << task | 1 << other
-        return self.conflicts != before
+                clashes = self.owner.world.clashes
+                for pair in ((task, other), (other, task)):
+                    clashes[pair] = clashes.get(pair, 0) | self.bit
+                    found = True
+        return found
 
     def __repr__(self) -> str:
         return f"<{self.label}>"
@@ -141,6 +147,8 @@ class World:
         self.memories: list[Memory] = []
         self.holds: dict[tuple[tuple[Cell, bool], ...], Held] = {}
         """Sets of held locks, each once, so that they can be compared by identity."""
+        self.clashes: dict[tuple[int, int], int] = {}
+        """For each pair of tasks the cells on which they conflict, as a bit set."""
         self.gathered: dict[Value, Any] = {}
         """What is learned over all executions (lock order, rules exercised), by key."""
         self.exercised: dict[str, int] = {}

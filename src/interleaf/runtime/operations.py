@@ -162,23 +162,25 @@ class Spawn(Op):
 
 
 class Join(Op):
-    """Wait for a task's end."""
+    """Wait for the end of all these tasks."""
 
     kind = JOIN
     marked = True
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.cell = Task.done.cell(task)
+    def __init__(self, tasks: tuple[Task, ...]) -> None:
+        self.tasks = tasks
+        self.cells = tuple(Task.done.cell(task) for task in tasks)
 
     def run(self, memory: Memory) -> Value:
-        if not memory.load_cell(self.cell):
-            return BLOCK
-        memory.order(self.task, acquire=True)
+        for cell in self.cells:
+            if not memory.load_cell(cell):
+                return BLOCK
+        for task in self.tasks:
+            memory.order(task, acquire=True)
         return None
 
     def text(self, result: Value) -> str:
-        return f"{self.task} has ended"
+        return f"{', '.join(map(str, self.tasks))} {'have' if len(self.tasks) > 1 else 'has'} ended"
 
 
 def end_task(memory: Memory, task: Task) -> None:
@@ -212,9 +214,9 @@ def spawn(function: Callable[..., Any], *arguments: Value, name: str | None = No
     return cast("Task", perform(Spawn(function, arguments, name)))
 
 
-def join(task: Task) -> None:
-    """Wait until `task` has ended."""
-    perform(Join(task))
+def join(*tasks: Task) -> None:
+    """Wait until all of `tasks` have ended."""
+    perform(Join(tasks))
 
 
 def choose(outcomes: int, what: str = "choice") -> int:

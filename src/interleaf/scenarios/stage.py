@@ -64,6 +64,5 @@ def destroy_after(kvm: Kvm, *tasks: Task) -> None:
 
 
 def _destroy(kvm: Kvm, *tasks: Task) -> None:
-    for task in tasks:
-        join(task)
+    join(*tasks)
     kvm_put_kvm(kvm)
