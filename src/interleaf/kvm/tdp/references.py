@@ -29,13 +29,13 @@ def roots_on_list(memory: Memory, kvm: Kvm) -> Iterator[KvmMmuPage]:
         yield container_of(node, KvmMmuPage)
 
 
-@operation(marked=False)
+@operation(marked=False, words=lambda root, *_: f"has a reference on {root.name}")
 def takes_reference(memory: Memory, root: KvmMmuPage, holder: Holder | None = None) -> None:
     """`holder` (if not given: the running task) has just taken a reference on `root`."""
     _set_holders(memory, root, (*_holders(memory, root), holder or _me(memory)))
 
 
-@operation(marked=False)
+@operation(marked=False, words=lambda root, _: f"is about to put a reference on {root.name}")
 def gives_back(memory: Memory, root: KvmMmuPage) -> bool:
     """The running task is about to put a reference on `root`: its own, or else a vCPU's.
 
@@ -60,7 +60,10 @@ def gives_back(memory: Memory, root: KvmMmuPage) -> bool:
     return holder == VCPU and bool(memory.look(KvmMmuPage.role.cell(root)).invalid)
 
 
-@operation(marked=False)
+@operation(
+    marked=False,
+    words=lambda root, giver, taker, _: f"a reference on {root.name} goes from {giver or 'it'} to {taker or 'it'}",
+)
 def hands_over(memory: Memory, root: KvmMmuPage, giver: Holder | None, taker: Holder | None) -> None:
     """A reference on `root` changes hands, with the count as it is; None stands for the running task."""
     holders = list(_holders(memory, root))
@@ -73,7 +76,7 @@ def hands_over(memory: Memory, root: KvmMmuPage, giver: Holder | None, taker: Ho
     _set_holders(memory, root, (*holders, taker or _me(memory)))
 
 
-@operation(marked=False)
+@operation(marked=False, words=lambda kvm, root, _: f"has got {root.name} for a vCPU")
 def root_loaded(memory: Memory, kvm: Kvm, root: KvmMmuPage) -> None:
     """The running task has got a vCPU a root, which it may have made. I6: it is the only valid one of its role."""
     holders = list(_holders(memory, root))
@@ -109,14 +112,14 @@ def root_zapped(memory: Memory, root: KvmMmuPage) -> None:
         note(memory, ghost.zapped.cell(root), True)
 
 
-@operation(marked=False)
+@operation(marked=False, words=lambda kvm, _: "begins a walk over the roots")
 def walk_begins(memory: Memory, kvm: Kvm) -> None:
     """The running task begins to walk the roots."""
     valid = tuple(root for root in roots_on_list(memory, kvm) if not memory.look(KvmMmuPage.role.cell(root)).invalid)
     note(memory, ghost.owed.cell(_task(memory)), valid)
 
 
-@operation(marked=False)
+@operation(marked=False, words=lambda kvm, prev, _: f"looks for the root after {prev.name}")
 def walk_goes_on(memory: Memory, kvm: Kvm, prev: KvmMmuPage) -> None:
     """The walk leaves `prev`, on which it has a reference. I5: if `prev` is valid, it is on the list."""
     memory.exercise("I5")
@@ -125,7 +128,12 @@ def walk_goes_on(memory: Memory, kvm: Kvm, prev: KvmMmuPage) -> None:
         memory.violate(Violation("I5", message, object=prev.name))
 
 
-@operation(marked=False)
+@operation(
+    marked=False,
+    words=lambda root, _: (
+        f"comes to {root.name}" if root is not None else "comes to the end of its walk over the roots"
+    ),
+)
 def walk_reaches(memory: Memory, root: KvmMmuPage | None) -> None:
     """The walk comes to `root`, or to the end of the list.
 
@@ -154,7 +162,7 @@ def walk_ends(memory: Memory) -> None:
     note(memory, ghost.owed.cell(_task(memory)), ())
 
 
-@operation(marked=False)
+@operation(marked=False, words=lambda kvm, prev, _: "starts its walk over the roots again")
 def walk_restarts(memory: Memory, kvm: Kvm, prev: KvmMmuPage) -> None:
     """The walk is about to start again at the head of the list, because `prev` has become invalid.
 
