@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from interleaf.runtime import ModelError
 
 if TYPE_CHECKING:
-    from .kvm_host import KvmGfnRange, Kvm, KvmMmuPage, KvmVcpu
+    from .kvm_host import Kvm, KvmGfnRange, KvmMmuPage, KvmVcpu
 
 
 @dataclass(frozen=True, slots=True)
