@@ -143,20 +143,24 @@ def _local(op: Op) -> bool:
 
 
 class _Unreduced(Machine):
-    """A machine that stops before every operation that another task could notice."""
+    """A machine that stops before every operation that another task could notice, and so need learn nothing."""
+
+    def __init__(self, world: World, setup: Callable[[], object]) -> None:
+        super().__init__(world, setup, reduce=False, patient=True)
+        self.memory.learning = False
 
     def _conflicts(self, node: Node) -> bool:
         return True
 
-    def _beside(self, index: int) -> int:
-        return 0  # there is nothing to be learned
+    def _learn(self, node: Node, write: bool) -> None:
+        node.learned, node.beside = self.memory.held[self.memory.task], -1
 
 
 class Remembered:
     """Drives a `Machine` that leaves no scheduling point out."""
 
     def __init__(self, world: World, setup: Callable[[], object]) -> None:
-        self.machine = _Unreduced(world, setup, reduce=False, patient=True)
+        self.machine = _Unreduced(world, setup)
         self._path: list[tuple[Snapshot, list[Move]]] = [(self.machine.initial, [])]
 
     @property

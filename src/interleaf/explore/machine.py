@@ -83,6 +83,7 @@ class Machine:
         self.surprised = False
         self.automata = Automata(world, flat)
         self.memory = Memory(world)
+        self.memory.learning = learn
         self.nodes: list[Node | None] = []
         self.basic: list[Basic] = []
         self.branches: list[int] = []
@@ -139,7 +140,7 @@ class Machine:
         memory.beside = self._beside(index) if self.learn else 0
         values = memory.values
         observer = memory.observer
-        foresight = self.foresight
+        foresight, learn = self.foresight, self.learn
         branches: list[int] = []
         self.branches = branches
         self.violations = []
@@ -175,7 +176,7 @@ class Machine:
                     memory.plains |= node.plain_bits
                     if node.life is not None and values[node.life.index] != ALIVE:
                         memory.use_after_free(cell, False)
-                    if memory.beside and (node.learned is not memory.held[index] or memory.beside & ~node.beside):
+                    if learn and (node.learned is not memory.held[index] or memory.beside & ~node.beside):
                         self._learn(node, False)
                     result = values[cell.index]
                 elif kind == WRITE and observer is None:
@@ -185,7 +186,7 @@ class Machine:
                     memory.plains |= node.plain_bits
                     if node.life is not None and values[node.life.index] != ALIVE:
                         memory.use_after_free(cell, True)
-                    if memory.beside and (node.learned is not memory.held[index] or memory.beside & ~node.beside):
+                    if learn and (node.learned is not memory.held[index] or memory.beside & ~node.beside):
                         self._learn(node, True)
                     memory.set(cell, node.value)
                     result = None

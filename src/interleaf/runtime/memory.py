@@ -60,7 +60,7 @@ class Memory:
     """Values of all cells of `world` in one execution.
 
     `task` is the index of the task whose operation is running, `beside` the bit set of the other tasks that could
-    run: if there are none, nothing can conflict, and accesses say nothing about lock discipline.
+    run. An access while there are none is learned of too: in another execution there may be some.
     """
 
     def __init__(self, world: World) -> None:
@@ -71,6 +71,8 @@ class Memory:
         self.held: list[Held] = []
         self.task = 0
         self.beside = 0
+        self.learning = False
+        """Each access is added to what is known of its cell, for a search."""
         self.reads = 0
         self.writes = 0
         self.plains = 0
@@ -240,7 +242,7 @@ class Memory:
                 self.plains |= life.bit
             if self.values[life.index] != ALIVE:
                 self.use_after_free(cell, write)
-        if self.beside:
+        if self.learning:
             self.learn(cell, write)
         if self.glued and (cell.conflicts | (life.conflicts if life is not None else 0)) >> self.task & 1:
             self.exposed = True
