@@ -62,7 +62,8 @@ def check(requests: Sequence[Request], workers: int | None, outputs: Outputs) ->
     _print_results(console, results)
     for number, finding in enumerate(told, 1):
         console.print(Text(f"\n{'=' * min(WIDTH, console.width)}\n"))
-        _print_story(console, finding, _replay_command(finding.finding, number, files, outputs))
+        new = all(known.finding.property != finding.finding.property for known in told[: number - 1])
+        _print_story(console, finding, _replay_command(finding.finding, number, files, outputs), new)
     return exit_code(results)
 
 
@@ -190,13 +191,14 @@ def _vacuous_everywhere(cells: Sequence[Cell]) -> list[str]:
     return sorted(set.intersection(*vacuous))
 
 
-def _print_story(console: Console, known: _Told, replay: str) -> None:
+def _print_story(console: Console, known: _Told, replay: str, explained: bool) -> None:
     if known.narration is None:
         console.print(Text(f"{known.finding.property}: {known.finding.message}", style="bold red"), soft_wrap=True)
         console.print(Text(f"This cannot be replayed: {known.trouble}", style="yellow"), soft_wrap=True)
         return
     width = min(WIDTH, console.width)
-    for line in tell(known.finding, known.narration, width=width, replay=replay, others=known.others):
+    story = tell(known.finding, known.narration, width=width, replay=replay, others=known.others, explained=explained)
+    for line in story:
         console.print(Text(line.text, style=line.style), soft_wrap=True)
 
 

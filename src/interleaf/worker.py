@@ -36,7 +36,7 @@ Checker: TypeAlias = Callable[[Request, Callable[[Progress], None] | None], Cell
 BEAT = 0.1
 """Seconds between two looks at the check, and at least between two reports of progress."""
 
-INSIST = 5
+INSIST = 2
 """Looks after which a stop is sent again, to a check that goes on (with the next search, the next story)."""
 
 _PACKAGE = str(Path(interleaf.__file__).parent)

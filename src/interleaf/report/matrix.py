@@ -26,7 +26,8 @@ PLAIN_WIDTH = 100
 """Characters of a line where the output is no terminal."""
 
 NAME_WIDTH = 24
-CELL_WIDTH = 13
+CELL_WIDTH = 12
+"""Of "? incomplete"."""
 
 LOOKS = {
     "holds": ("✓", "+", "green"),
@@ -128,12 +129,12 @@ class Matrix(AbstractContextManager["Matrix"]):
     def table(self) -> Table:
         """The matrix as it stands."""
         ascii_only = not self.console.encoding.lower().startswith("utf")
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
         table.add_column("", width=NAME_WIDTH, overflow="fold")
         designs = list(dict.fromkeys(_column(request) for request in self.requests))
         scenarios = list(dict.fromkeys(_row(request) for request in self.requests))
         for design in designs:
-            table.add_column(Text(design), min_width=min(CELL_WIDTH, len(design)), overflow="fold")
+            table.add_column(Text(design), min_width=CELL_WIDTH, overflow="fold")
         at = {(_row(request), _column(request)): position for position, request in enumerate(self.requests)}
         for scenario in scenarios:
             cells = [self._cell(at.get((scenario, design)), ascii_only) for design in designs]

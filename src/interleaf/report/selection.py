@@ -38,12 +38,15 @@ ALWAYS = frozenset(
 )
 """Operations that are always told."""
 
+ROLE = "KvmMmuPage.role"
+
 
 def _is_freed(_before: Any, after: Any) -> bool:
     return bool(after == FREED)
 
 
-def _becomes_invalid(before: Any, after: Any) -> bool:
+def becomes_invalid(before: Any, after: Any) -> bool:
+    """Does a root with one role, and now another, become unusable?"""
     return bool(after.invalid and not before.invalid)
 
 
@@ -62,7 +65,7 @@ CRUCIAL: Mapping[str, Callable[[Any, Any], bool]] = {
     "Kvm.mmu_invalidate_in_progress": _always,
     "Kvm.tdp_mmu_roots.next": _always,
     "KvmMmuPage.life": _is_freed,
-    "KvmMmuPage.role": _becomes_invalid,
+    ROLE: becomes_invalid,
     "KvmMmuPage.tdp_mmu_root_count.refs": _is_used_up,
     "KvmVcpu.mmu_root": _always,
     "KvmVcpu.requests": _always,

@@ -21,7 +21,7 @@ from interleaf.properties import PROPERTIES
 
 from .narration import Life, Narration, Stack, Told
 from .roots import Root
-from .selection import Selection, short_names
+from .selection import ROLE, Selection, becomes_invalid, short_names
 
 WIDTH = 100
 """Characters of a line, unless the caller knows better."""
@@ -67,15 +67,19 @@ def tell(
     width: int = WIDTH,
     replay: str = "",
     others: Sequence[str] = (),
+    explained: bool = True,
 ) -> list[Line]:
-    """The story of a finding. `replay` is the command that shows it again, `others` are the other cells with it."""
+    """The story of a finding. `replay` is the command that shows it again, `others` are the other cells with it.
+
+    Without `explained`, what the property means is left out: the reader has seen it.
+    """
     shorten = short_names(narration)
     known = PROPERTIES.get(finding.property)
     lines = [Line(text, ALARM) for text in _wrap(f"{finding.property}: {shorten(finding.message)}", width)]
     lines += [Line(f"  {text}") for text in _wrap(where(finding), width - 2)]
     if others:
         lines += [Line(f"  {text}") for text in _wrap(f"found as well: {', '.join(others)}", width - 2)]
-    if known is not None:
+    if known is not None and explained:
         lines.append(Line(""))
         for label, text in (("must hold", known.text), ("because", known.reason), ("source", known.source)):
             lines += [Line(piece, FAINT) for piece in _labelled(label, text, width)]
@@ -152,6 +156,9 @@ def _entries(narration: Narration, shorten: Callable[[str], str]) -> list[_Entry
 def _sentence(told: Told) -> str:
     if told.chosen:
         return told.text.partition(": ")[0]
+    for change in told.changes:
+        if change.cell.domain.name == ROLE and becomes_invalid(change.before, change.after):
+            return f"{change.cell.owner.name} becomes invalid (role.invalid = 1)"
     return told.text
 
 
