@@ -37,8 +37,8 @@ class Exit(enum.Enum):
     REQUEST = "a request is pending"
     EPT_VIOLATION = "EPT violation"
     EPT_MISCONFIG = "EPT misconfiguration"
-    CACHED_TABLE = "the processor may start its walk at a table that it has cached"
-    """Not an exit: where the walk starts is to be chosen first."""
+    CACHED_TABLE = "it is not in the TLB"
+    """Not an exit: the processor has cached tables on the way, and where the walk starts is to be chosen first."""
 
 
 def read(gfn: int) -> GuestAccess:
@@ -56,9 +56,9 @@ def execute(gfn: int) -> GuestAccess:
     return GuestAccess(gfn, Access.EXEC)
 
 
-def _words(vcpu: KvmVcpu, what: GuestAccess, outcome: Exit) -> str:
+def _words(vcpu: KvmVcpu, what: GuestAccess, outcome: Exit | None) -> str:
     wanted = f"vCPU{vcpu.index} {what.access.verb} gfn {what.gfn:#x}"
-    if outcome is Exit.NONE:
+    if outcome is None or outcome is Exit.NONE:
         return wanted
     if outcome is Exit.REQUEST:
         return f"vCPU{vcpu.index} leaves the guest: {outcome.value}"

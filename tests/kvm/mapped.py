@@ -1,0 +1,26 @@
+"""What a root maps, read entry by entry; for tests, inside a task."""
+
+from __future__ import annotations
+
+from interleaf.hw import ept
+from interleaf.hw.frames import PAGE_TABLE_PFN_BASE
+from interleaf.hw.page_table import ROOT_LEVEL, index_of
+from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
+from interleaf.runtime import object_of
+
+
+def mapped(kvm: Kvm, root: KvmMmuPage | None = None) -> tuple[int, ...]:
+    """The gfns that `root` (if not given, that of vCPU 0) maps, ascending."""
+    top = root or kvm.vcpus[0].mmu_root
+    assert top is not None
+    return tuple(gfn for gfn in kvm.gfns if _maps(top, gfn))
+
+
+def _maps(table: KvmMmuPage, gfn: int) -> bool:
+    for level in range(ROOT_LEVEL, 0, -1):
+        entry = table.spt[index_of(gfn, level)]
+        if not entry & ept.SPTE_MMU_PRESENT_MASK:
+            return False
+        if level > 1:
+            table = object_of(KvmMmuPage, ept.pfn_of(entry) - PAGE_TABLE_PFN_BASE)
+    return True

@@ -1,0 +1,168 @@
+"""Page faults: finding the page, and noticing that it is out of date."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from interleaf.designs import V6_12
+from interleaf.kvm.design import Design
+from interleaf.kvm.kvm_host import KVM_MEM_READONLY, KvmVcpu, RetPf
+from interleaf.kvm.memslots import kvm_create_memslot, kvm_delete_memslot, kvm_memslots
+from interleaf.kvm.mmu import kvm_mmu_reload
+from interleaf.kvm.page_fault import kvm_tdp_page_fault
+from interleaf.linux.srcu import srcu_read_lock, srcu_read_unlock
+from interleaf.mm.unmap import madvise_dontneed, munmap
+from interleaf.runtime import Object, Plain, spawn, the
+from interleaf.runtime.objects import singleton
+from tests.kvm.mapped import mapped
+from tests.kvm.tdp.stage import Stage, make_vm, run_alone
+
+
+class Result(Object):
+    """What the fault of `_fault` came to."""
+
+    value = Plain(-1)
+
+
+def _fault(vcpu: KvmVcpu, gfn: int, write: bool) -> int:
+    kvm_mmu_reload(vcpu)
+    srcu = srcu_read_lock(vcpu.kvm.srcu)
+    result = int(kvm_tdp_page_fault(vcpu, gfn, write, False))
+    srcu_read_unlock(vcpu.kvm.srcu, srcu)
+    the(Result).value = result
+    return result
+
+
+def test_a_fault_maps_the_page_and_puts_its_reference() -> None:
+    def program() -> tuple[int, tuple[int, ...], int]:
+        kvm = make_vm(V6_12, (0, 1))
+        result = _fault(kvm.vcpus[0], 1, True)
+        return result, mapped(kvm), kvm.mm.pte[1].refcount  # type: ignore[union-attr]
+
+    assert run_alone(program)[0] == (RetPf.FIXED, (1,), 1)
+
+
+def test_the_same_fault_again_is_spurious() -> None:
+    def program() -> int:
+        kvm = make_vm(V6_12, (0,))
+        _fault(kvm.vcpus[0], 0, True)
+        return _fault(kvm.vcpus[0], 0, True)
+
+    assert run_alone(program)[0] == RetPf.SPURIOUS
+
+
+def test_a_gfn_without_a_memslot_is_mmio() -> None:
+    def program() -> int:
+        kvm = make_vm(V6_12, (0,))
+        kvm_delete_memslot(kvm, 0)
+        return _fault(kvm.vcpus[0], 0, False)
+
+    assert run_alone(program)[0] == RetPf.EMULATE
+
+
+def test_a_memslot_without_memory_is_an_error() -> None:
+    def program() -> int:
+        kvm = make_vm(V6_12, (0,))
+        munmap(kvm.mm, 0, 1)
+        return _fault(kvm.vcpus[0], 0, False)
+
+    assert run_alone(program)[0] == -errno.EFAULT
+
+
+@pytest.mark.parametrize(("flags", "writable"), [(0, True), (KVM_MEM_READONLY, False)])
+def test_a_read_only_memslot_is_mapped_read_only(flags: int, writable: bool) -> None:
+    def program() -> bool:
+        kvm = make_vm(V6_12, (0,))
+        kvm_memslots(kvm).slots[0].flags = flags
+        _fault(kvm.vcpus[0], 0, False)
+        [where] = kvm.mm.pte[0].spteps  # type: ignore[union-attr]
+        table, index = where
+        return bool(table.spt[index] & 0b10)
+
+    assert run_alone(program)[0] is writable
+
+
+def _fault_beside(design: Design, other: str) -> Stage:
+    def setup() -> None:
+        kvm = make_vm(design, (0,))
+        kvm_create_memslot(kvm, 1, 8, 1, 0x80)
+        kvm_mmu_reload(kvm.vcpus[0])
+        spawn(_fault, kvm.vcpus[0], 0, True, name="vcpu0")
+        if other == "munmap":
+            spawn(munmap, kvm.mm, 0, 1, name=other)
+        elif other == "dontneed":
+            spawn(madvise_dontneed, kvm.mm, 0, 1, name=other)
+        else:
+            spawn(kvm_delete_memslot, kvm, 1, name=other)
+
+    return Stage(setup)
+
+
+def _result(stage: Stage) -> int:
+    return int(stage.peek(singleton(stage.execution.world, Result), Result.value))
+
+
+@pytest.mark.parametrize("other", ["munmap", "dontneed"])
+def test_a_notifier_that_ran_since_the_lookup_makes_the_fault_retry(other: str) -> None:
+    stage = _fault_beside(V6_12, other)
+    stage.until("vcpu0", "_follow_pte", "get_user_page")
+    stage.finish(other)
+    stage.finish("vcpu0")
+    assert _result(stage) == RetPf.RETRY
+    assert not stage.violations
+
+
+def test_without_that_check_a_freed_page_is_mapped() -> None:
+    stage = _fault_beside(V6_12.without("notifier-retry"), "munmap")
+    stage.until("vcpu0", "_follow_pte", "get_user_page")
+    stage.finish("munmap")
+    stage.finish("vcpu0")
+    assert stage.rules == {"I1"}
+
+
+def test_a_notifier_between_its_start_and_its_end_makes_the_fault_retry() -> None:
+    stage = _fault_beside(V6_12, "munmap")
+    stage.until("munmap", "write_unlock", "kvm_mmu_notifier_invalidate_range_start")
+    stage.finish("vcpu0")
+    assert _result(stage) == RetPf.RETRY
+    stage.finish("munmap")
+    assert not stage.violations
+
+
+def test_a_root_that_became_invalid_makes_the_fault_retry() -> None:
+    stage = _fault_beside(V6_12, "memslot")
+    # the fault begins after the first swap, which would wait for it otherwise
+    stage.until("memslot", "synchronize_srcu", "kvm_swap_active_memslots")
+    stage.until("vcpu0", "_follow_pte", "get_user_page")
+    stage.until("memslot", "write_unlock", "kvm_mmu_zap_all_fast")
+    stage.finish("vcpu0")
+    assert _result(stage) == RetPf.RETRY
+    stage.finish("memslot")
+    assert not stage.violations
+
+
+def test_without_that_check_something_is_installed_under_a_zapped_root() -> None:
+    stage = _fault_beside(V6_12.without("stale-root-check"), "memslot")
+    stage.until("memslot", "synchronize_srcu", "kvm_swap_active_memslots")
+    stage.until("vcpu0", "_follow_pte", "get_user_page")
+    # all is zapped now; the second swap waits for the fault, which is in an SRCU reader
+    with pytest.raises(AssertionError, match="memslot waits"):
+        stage.finish("memslot")
+    stage.finish("vcpu0")
+    assert stage.rules == {"I8"}
+
+
+def test_a_memslot_that_is_being_deleted_makes_the_fault_retry() -> None:
+    def setup() -> None:
+        kvm = make_vm(V6_12, (0,))
+        kvm_mmu_reload(kvm.vcpus[0])
+        spawn(kvm_delete_memslot, kvm, 0, name="memslot")
+        spawn(_fault, kvm.vcpus[0], 0, True, name="vcpu0")
+
+    stage = Stage(setup)
+    stage.until("memslot", "rcu_assign_pointer", "kvm_swap_active_memslots")
+    stage.finish("vcpu0")
+    assert _result(stage) == RetPf.RETRY
+    assert any("being deleted" in line for line in stage.story)
