@@ -180,6 +180,22 @@ class Automata:
                     node.future, node.future_writes = future, writes
                     changed = True
 
+    def starters(self) -> dict[int, set[int]]:
+        """For each task that others start, those that may start it, or start one that does, and so on."""
+        found: dict[int, set[int]] = {}
+        for node in self.nodes.values():
+            for started in node.spawns:
+                found.setdefault(started.task.index, set()).add(node.task.index)
+        changed = True
+        while changed:
+            changed = False
+            for starters in found.values():
+                further = set().union(*(found.get(starter, ()) for starter in starters)) - starters
+                if further:
+                    starters |= further
+                    changed = True
+        return found
+
     def close(self) -> None:
         """End all parked greenlets."""
         for node in self.nodes.values():

@@ -92,6 +92,8 @@ class Machine:
         self.operations = 0
         self.site: tuple[str, int, str] = ("", 0, "")
         """Where in the model the running operation was asked for; kept up while there is an observer."""
+        self._clashes: dict[tuple[int, int], int] = {}
+        """Cells on which the first task conflicts with the second, or with one that the second may start."""
         self._others: list[Node] = []
         """Where the other tasks are that could run, while a step is made."""
         self._set_up(setup)
@@ -267,6 +269,15 @@ class Machine:
         self.surprised = False
         if self.foresight:
             self.automata.foresee()
+            self._foresee_clashes()
+
+    def _foresee_clashes(self) -> None:
+        """What is still to come of a task includes the tasks that it starts: their conflicts are its own."""
+        starters = self.automata.starters()
+        self._clashes = dict(self.world.clashes)
+        for (task, other), cells in self.world.clashes.items():
+            for starter in starters.get(other, ()):
+                self._clashes[task, starter] = self._clashes.get((task, starter), 0) | cells
 
     def _beside(self, index: int) -> int:
         """The other tasks that could run, now or later, before this one has ended.
@@ -290,7 +301,7 @@ class Machine:
                 return False
             # what a release does only lets others go on, but the lock itself may have been freed
             touched, writes = (life.bit, 0) if quiet and life is not None else (node.own, node.own_writes)
-            clashes = self.world.clashes
+            clashes = self._clashes
             task = node.task.index
             for other in self._others:
                 clash = clashes.get((task, other.task.index))
@@ -360,7 +371,7 @@ class Machine:
                 self._others.append(node)
             if self.foresight and spawner is not None and node not in spawner.spawns:
                 spawner.spawns.add(node)
-                self._foreseen(spawner, node.future | node.own, node.future_writes | node.own_writes)
+                self.surprised = True
         memory.spawned.clear()
 
     def _set_up(self, setup: Callable[[], object]) -> None:
