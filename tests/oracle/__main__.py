@@ -39,8 +39,8 @@ def main(arguments: list[str]) -> int:
         if compared % 500 == 0:
             print(f"{compared} programs compared, {wrong} disagreements", file=sys.stderr, flush=True)
     print(
-        f"{compared} programs compared with {len(ENGINES)} engines, {skipped} too large, {deadlocking} with a deadlock, "
-        f"{violating} with a violation: {wrong} disagreements"
+        f"{compared} programs compared with {len(ENGINES)} engines, {skipped} too large, "
+        f"{deadlocking} with a deadlock, {violating} with a violation: {wrong} disagreements"
     )
     return 1 if wrong else 0
 
