@@ -149,7 +149,7 @@ def test_barrier_waits_for_all_callbacks_queued_before() -> None:
 
     drive = Drive(setup)
     drive.step("reader")
-    while drive.pending("a") != "alldone":
+    while drive.pending("a") != "join":
         drive.step("a")
     drive.finish("reader")
     drive.finish("rcu:release(x)")

@@ -108,7 +108,7 @@ def test_flush_waits_for_the_run_that_was_pending_and_not_for_the_next() -> None
 def test_destroy_waits_until_nothing_is_left_and_frees_the_queue() -> None:
     drive = Drive(program)
     drive.finish("a")
-    drive.until("destroy", "alldone")
+    drive.until("destroy", "join")
     assert drive.waits("destroy")
     drive.finish(WORK)
     drive.finish("destroy")
@@ -121,7 +121,7 @@ def test_destroy_waits_until_nothing_is_left_and_frees_the_queue() -> None:
 def test_queueing_on_a_queue_that_is_drained_is_reported() -> None:
     drive = Drive(program)
     drive.finish("a")
-    drive.until("destroy", "alldone")
+    drive.until("destroy", "join")
     drive.finish("other")
     [violation] = drive.violations
     assert violation.rule == "workqueue"

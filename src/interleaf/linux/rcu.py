@@ -24,7 +24,7 @@ from interleaf.runtime.values import Value
 
 from .grace import Readers, begin, enter, leave, over
 from .lockdep import lockdep_map, may_sleep, place
-from .sched import AllDone
+from .sched import join_all
 
 T = TypeVar("T")
 
@@ -352,4 +352,4 @@ def rcu_barrier() -> None:
     """Wait until all callbacks that were queued before have run. Sleeps."""
     callbacks = perform(_Outstanding())
     if callbacks:
-        perform(AllDone(callbacks))
+        join_all(callbacks)

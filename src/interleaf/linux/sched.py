@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from interleaf.runtime import BLOCK, Array, Memory, Object, Task, choose
+from interleaf.runtime import BLOCK, Array, Memory, Object, Task, choose, join
 from interleaf.runtime.carrier import Op, perform, running
 from interleaf.runtime.cells import Cell
 from interleaf.runtime.objects import singleton
@@ -90,28 +90,6 @@ class _WakeUp(Op):
         return f"wakes {self.task}" if result else f"finds {self.task} awake"
 
 
-class AllDone(Op):
-    """Wait until the tasks whose bits are set in `tasks` have ended."""
-
-    marked = True
-
-    def __init__(self, tasks: int) -> None:
-        world = running().world
-        self.tasks = [world.tasks[index] for index in bits(tasks)]
-        self.cells = [Task.done.cell(task) for task in self.tasks]
-
-    def run(self, memory: Memory) -> Value:
-        for cell in self.cells:
-            if not memory.load_cell(cell):
-                return BLOCK
-        for task in self.tasks:
-            memory.order(task, acquire=True)
-        return None
-
-    def text(self, result: Value) -> str:
-        return f"{', '.join(map(str, self.tasks))} have ended"
-
-
 def wake(memory: Memory, cell: Cell) -> bool:
     """Make the task whose state is `cell` running; was it not?"""
     asleep = bool(memory.load_cell(cell) != TASK_RUNNING)
@@ -119,6 +97,12 @@ def wake(memory: Memory, cell: Cell) -> bool:
         memory.store_cell(cell, TASK_RUNNING)
     memory.order(cell, release=True)
     return asleep
+
+
+def join_all(tasks: int) -> None:
+    """Wait until the tasks whose bits are set in `tasks` have ended."""
+    known = running().world.tasks
+    join(*[known[index] for index in bits(tasks)])
 
 
 def set_current_state(state: int) -> None:

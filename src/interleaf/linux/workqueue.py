@@ -21,7 +21,7 @@ from interleaf.runtime.operations import intern_task
 from interleaf.runtime.values import Value
 
 from .lockdep import EXCLUSIVE, lock_acquire, lock_sync, lockdep_map, may_sleep, place
-from .sched import AllDone
+from .sched import join_all
 
 
 class work_struct(Object):
@@ -193,7 +193,7 @@ def flush_workqueue(wq: workqueue_struct) -> None:
     """Wait until everything that was queued before has run. Sleeps; not in one of the queue's own work items."""
     runs = perform(_Outstanding(wq))
     if runs:
-        perform(AllDone(runs))
+        join_all(runs)
 
 
 @routine
@@ -201,5 +201,5 @@ def destroy_workqueue(wq: workqueue_struct) -> None:
     """Wait until nothing is queued or running, and free the queue. Sleeps. Nobody else may queue any more."""
     wq.draining = True
     while runs := perform(_Outstanding(wq)):
-        perform(AllDone(runs))
+        join_all(runs)
     free(wq)
