@@ -1,0 +1,1 @@
+"""A finding told: narration, selection, story, matrix, JSON."""
