@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from interleaf.explore.brute import BruteForce, Final, final_state
 from interleaf.explore.machine import Machine
-from interleaf.explore.outcome import DATA_RACE, DEADLOCK, Bounds, Outcome
+from interleaf.explore.outcome import DATA_RACE, DEADLOCK, LIVELOCK, Bounds, Outcome
 from interleaf.explore.states import StateSearch
 from interleaf.explore.steps import StepSearch
 from interleaf.runtime import Violation
@@ -51,8 +51,8 @@ def findings(outcome: Outcome, finals: set[Final]) -> Findings:
         rule, message = found.signature
         if rule == DEADLOCK:
             deadlocks.add(frozenset(message.split("; ")))
-        elif rule == DATA_RACE or message.startswith("nothing orders"):
-            continue  # found between two steps, which brute force does not look at
+        elif rule in (DATA_RACE, LIVELOCK) or message.startswith("nothing orders"):
+            continue  # brute force does not look for these
         elif message.startswith("possible circular locking"):
             # of a cycle of lock classes, the dependency that was seen last is reported
             violations.add((rule, "possible circular locking"))

@@ -32,6 +32,7 @@ from .programs import (
     Put,
     RcuReader,
     Read,
+    Retry,
     Statement,
     Store,
     Synchronize,
@@ -102,6 +103,7 @@ MIXES: dict[str, dict[str, int]] = {
     "lives": {"Use": 4, "Dispose": 3, "Publish": 1, "RcuReader": 4, "spin": 2, "Read": 1, "Write": 1, "If": 1},
     "references": {"Get": 3, "Put": 4, "Use": 3, "spin": 2, "read": 2, "If": 3, "Read": 1, "Write": 1},
     "trylocks": {"nest": 4, "Trylock": 4, "spin": 5, "Read": 2, "Write": 3, "If": 2, "PlainWrite": 1, "Assert": 1},
+    "retries": {"Retry": 4, "nest": 2, "spin": 2, "Store": 4, "Write": 2, "FetchAdd": 1, "If": 1, "Assert": 1},
     "everything": {
         **dict.fromkeys(("nest", "rwnest"), 6),
         **dict.fromkeys(("spin", "mutex", "read", "write", "drops", "Trylock", "RcuReader", "Read", "Write"), 3),
@@ -191,6 +193,7 @@ class Generator:
             "Call": lambda: Call(self.block(rng.randint(1, size), held, depth + 1)),
             "If": lambda: If(value, self.block(rng.randint(1, size), held, depth + 1), self.branch(size, held, depth)),
             "Loop": lambda: Loop(2, self.block(rng.randint(1, size // 2), held, depth + 1)),
+            "Retry": lambda: Retry(value, self.attempt(variable)),
             "RcuReader": lambda: RcuReader(self.block(rng.randint(1, max(inside, 1)), held, depth + 1)),
             "Trylock": lambda: Trylock(rng.choice("ab"), self.block(rng.randint(0, inside), held, depth + 1)),
             "Work": lambda: self.work(size, depth),
@@ -224,6 +227,14 @@ class Generator:
         before = self.block(rng.choice((0, 0, 1)), (*held, first), depth + 1)
         return Locked(outer, first, Block((*before.statements, inside)))
 
+    def attempt(self, variable: int) -> Block:
+        """What is done again and again: a look, bare or under a lock, or an atomic change."""
+        rng = self.rng
+        look = rng.choice((Read(variable), Read(variable), Cmpxchg(variable, rng.randrange(3), rng.randrange(3))))
+        if rng.random() < 0.4:
+            return Block((Locked(*rng.choice((("spin", "a"), ("read", "v"))), Block((look,))),))
+        return Block((look,))
+
     def branch(self, size: int, held: tuple[str, ...], depth: int) -> Block:
         return self.block(self.rng.choice((0, size)), held, depth + 1)
 
@@ -247,6 +258,8 @@ def points(statement: Statement) -> int:
             return blocks["between"] + joins
         case Locked(drops=drops):
             return sum(blocks.values()) + (4 if drops else 2)
+        case Retry():
+            return 2 * blocks["body"]
         case Trylock() | RcuReader():
             return blocks["body"] + 2
         case Use(how):

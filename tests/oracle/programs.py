@@ -410,6 +410,26 @@ def loop(body: Block, rounds: int, number: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
+class Retry(Statement):
+    """Again and again, until a round comes out as `value`."""
+
+    value: int
+    body: Block
+
+    def run(self, number: int) -> int:
+        retry(self.body, self.value)
+        return number
+
+
+@routine
+def retry(body: Block, value: int) -> None:
+    while True:
+        checkpoint()
+        if block(body, 0) == value:
+            return
+
+
+@dataclass(frozen=True, eq=False)
 class Choose(Statement):
     outcomes: int
 

@@ -192,7 +192,7 @@ class Automata:
             for starters in found.values():
                 further = set().union(*(found.get(starter, ()) for starter in starters)) - starters
                 if further:
-                    starters |= further
+                    starters.update(further)
                     changed = True
         return found
 

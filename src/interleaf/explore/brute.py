@@ -1,8 +1,8 @@
 """Brute force: every interleaving, one after the other, with no reduction at all.
 
 For small programs, to compare the real engines with. Tasks are switched before every access
-to shared state, plain ones too, nothing is merged and nothing is left out, so there is little here that could be
-wrong. `live` runs each interleaving from
+to shared state, plain ones too, nothing is merged, and nothing is left out but to go on from a state in which
+the same execution was before, so there is little here that could be wrong. `live` runs each interleaving from
 the start in greenlets (stateless search in the manner of VeriSoft, Godefroid, POPL 1997); otherwise a `Machine`
 without reductions returns to earlier states, which is faster and trusts its automata and its undo journal.
 """
@@ -10,7 +10,7 @@ without reductions returns to earlier states, which is faster and trusts its aut
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -75,6 +75,10 @@ class Driver(Protocol):
         """The current path."""
         ...
 
+    def state(self) -> Hashable:
+        """Equal for equal states."""
+        ...
+
     def waiting(self) -> str:
         """Who waits in what, in words."""
         ...
@@ -128,6 +132,9 @@ class Live:
 
     def schedule(self) -> Schedule:
         return tuple(move for moves in self._path for move in moves)
+
+    def state(self) -> Hashable:
+        return (self.memory.zobrist, tuple((task, carrier.state) for task, carrier in self._run.carriers.items()))
 
     def waiting(self) -> str:
         pending = self._run.pending
@@ -198,6 +205,9 @@ class Remembered:
     def schedule(self) -> Schedule:
         return tuple(move for _, moves in self._path for move in moves)
 
+    def state(self) -> Hashable:
+        return self.machine.key()
+
     def waiting(self) -> str:
         nodes = [node for node in self.machine.nodes if node is not None]
         return _waiting([(node.task.name, node.op.name, node.op.site[2]) for node in nodes])
@@ -214,6 +224,7 @@ def _waiting(places: Sequence[tuple[str, str, str]]) -> str:
 class _State:
     """A state on the current path."""
 
+    state: Hashable
     todo: list[tuple[int, Choices]]
     """Steps that are still to be tried here."""
     awake: bool = False
@@ -235,6 +246,7 @@ class BruteForce:
         self.outcome = Outcome("brute force")
         self.finals: set[Final] = set()
         self._path: list[_State] = []
+        self._on_path: set[Hashable] = set()
         self._began = 0.0
 
     def run(self) -> Outcome:
@@ -260,7 +272,11 @@ class BruteForce:
         """A new state is reached: every task is to be tried there."""
         if len(self._path) > self.bounds.steps:
             raise StepLimit(f"an execution is longer than {self.bounds.steps} steps")
-        self._path.append(_State([(task, ()) for task in reversed(self.driver.unfinished())]))
+        state = self.driver.state()
+        if state in self._on_path:
+            return  # round in a circle: nothing new can come of it
+        self._on_path.add(state)
+        self._path.append(_State(state, [(task, ()) for task in reversed(self.driver.unfinished())]))
 
     def _advance(self, state: _State) -> None:
         """Try the next step from the state at the end of the path, or leave that state."""
@@ -269,6 +285,7 @@ class BruteForce:
             if not state.awake:
                 self._ended()
             self._path.pop()
+            self._on_path.remove(state.state)
             return
         task, choices = state.todo.pop()
         driver.back(len(self._path) - 1)

@@ -125,6 +125,14 @@ class LockModes:
             raise Watched
         return Footprint(touched & ~self.lazy, writes & ~self.lazy, modes, against)
 
+    def changed(self, journal: Sequence[tuple[int, Value]]) -> int:
+        """The cells that a step changed, from the part of the journal that it wrote; without lazy locks."""
+        cells = 0
+        for index, _ in journal:
+            if index >= 0:
+                cells |= 1 << index
+        return cells & ~self.lazy
+
     def waiting(self, cell: Cell | None, exclusive: bool, looked: int) -> Footprint:
         """The footprint of a task that waits: for a lock, or for something in the cells it `looked` at.
 

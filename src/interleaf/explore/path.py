@@ -12,17 +12,25 @@ beginning, and if the lock was held already, the race is none. A race with a ste
 section thereby becomes one with the step that began the section. For other kinds of waiting (a task's end, a
 grace period) it is not known; then no race hides an earlier one, and where several steps bear on the condition,
 every task is to be tried.
+
+**Spinning.** A task that has come round to where it was, and has left everything as it was, does the same again
+unless somebody changes what it saw, or has to do with what it changed for a while: until then it is not run. An
+execution in which it goes round once more has the same outcomes as the one without that round. (Loops without effect
+as in Jonsson, Lång & Sagonas, FMSD 2025.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from interleaf.runtime.cells import Cell
+from interleaf.runtime.memory import Memory
+from interleaf.runtime.values import Value
 
-from .footprint import Footprint, Turn
+from .automaton import Node
+from .footprint import NOTHING, Footprint, Turn
 from .machine import Basic
 
 
@@ -44,19 +52,38 @@ class Section:
     ended: int | None = None
 
 
+class Round(NamedTuple):
+    """Steps by which a task came back to where it was without leaving a trace."""
+
+    positions: tuple[int, ...]
+    footprint: Footprint
+    """The data that they touched."""
+
+
 @dataclass(slots=True)
 class Event:
     """A step that happened."""
 
-    task: int
+    node: Node
+    """Where the task was before."""
+    mark: int
+    """Length of the memory's journal before."""
     footprint: Footprint
+    changed: int
+    """The cells whose values it changed, if only for a while; lazy locks are none."""
     past: int
     """The steps ordered before it, as a bit set of positions."""
     moves: list[Basic]
     spoilt: bool
     """It ended its task by a fatal violation, or is ordered after such a step."""
-    begun: list[tuple[Cell, Section]]
-    ended: list[Section]
+    started: Sequence[int]
+    """The tasks that it started."""
+    begun: list[tuple[Cell, Section]] = field(default_factory=list)
+    ended: list[Section] = field(default_factory=list)
+
+    @property
+    def task(self) -> int:
+        return self.node.task.index
 
 
 class Race(NamedTuple):
@@ -76,6 +103,8 @@ class Path:
         self.events: list[Event] = []
         self._of: dict[int, list[int]] = {}
         """Positions of the steps of each task."""
+        self._at: dict[Node, list[int]] = {}
+        """Positions of the steps from each node."""
         self._started: dict[int, int] = {}
         """Position of the step that started a task; absent for those that the set-up started."""
         self._sections: dict[Cell, list[Section]] = {}
@@ -84,6 +113,7 @@ class Path:
         """Back to the initial state, in which each task holds these locks."""
         self.events.clear()
         self._of.clear()
+        self._at.clear()
         self._started.clear()
         self._sections.clear()
         for task, locks in enumerate(held):
@@ -110,19 +140,10 @@ class Path:
                 found.append(position)
         return found
 
-    def push(
-        self,
-        task: int,
-        footprint: Footprint,
-        past: int,
-        moves: list[Basic],
-        spoilt: bool,
-        turns: Sequence[Turn],
-        started: Sequence[int],
-    ) -> Event:
-        """A step has happened."""
+    def push(self, event: Event, turns: Sequence[Turn]) -> None:
+        """A step has happened, in which locks were taken and given back in these turns."""
         position = len(self.events)
-        event = Event(task, footprint, past, moves, spoilt, [], [])
+        task = event.task
         for turn in turns:
             sections = self._sections.setdefault(turn.cell, [])
             if turn.taken:
@@ -137,26 +158,72 @@ class Path:
                     break
         self.events.append(event)
         self._of.setdefault(task, []).append(position)
-        for child in started:
+        self._at.setdefault(event.node, []).append(position)
+        for child in event.started:
             self._started[child] = position
-        return event
 
     def pop(self) -> None:
         """Forget the latest step."""
         event = self.events.pop()
         self._of[event.task].pop()
+        self._at[event.node].pop()
         for section in event.ended:
             section.ended = None
         for cell, section in reversed(event.begun):
             self._sections[cell].remove(section)
 
+    def round(self, node: Node, memory: Memory) -> Round | None:
+        """The latest steps by which the task at `node` came back there, if they left `memory` as it was."""
+        here = self._at.get(node)
+        if not here:
+            return None
+        task = node.task.index
+        events = self.events
+        positions = tuple(position for position in self._of[task] if position >= here[-1])
+        old: dict[int, Value] = {}
+        footprint = NOTHING
+        for position in positions:
+            event = events[position]
+            if event.started:
+                return None
+            footprint = footprint.union(event.footprint)
+            end = events[position + 1].mark if position + 1 < len(events) else len(memory.journal)
+            for index, value in memory.journal[event.mark : end]:
+                old.setdefault(index, value)
+        for index, value in old.items():
+            now = memory.values[index] if index >= 0 else memory.held[~index]
+            if now != value:
+                return None
+        return Round(positions, Footprint(footprint.touched, footprint.writes))
+
+    def again(self, once: Round, happened: int = -1) -> bool:
+        """Is there among the steps that `happened` one that makes another round worth while?"""
+        events = self.events
+        for position in range(once.positions[0] + 1, len(events)):
+            if happened >> position & 1 and position not in once.positions:
+                theirs = events[position]
+                for mine in once.positions:
+                    own = events[mine]
+                    if mine < position and (
+                        theirs.changed & own.footprint.touched or own.changed & theirs.footprint.touched
+                    ):
+                        return True
+        return False
+
     def races(
-        self, task: int, footprint: Footprint, before: int, dependent: Sequence[int], wait: Wait | None, ends: int
+        self,
+        task: int,
+        footprint: Footprint,
+        before: int,
+        dependent: Sequence[int],
+        wait: Wait | None,
+        once: Round | None,
+        ends: int,
     ) -> Iterator[Race]:
         """The races of a step that `task` makes next, or would make if it need not wait.
 
-        `before` and `dependent` are what the methods of these names say of it; `ends` are the cells that tell
-        that a task has ended.
+        `before` and `dependent` are what the methods of these names say of it, `once` is the round that the step
+        begins again; `ends` are the cells that tell that a task has ended.
         """
         events = self.events
         direct = before
@@ -167,6 +234,8 @@ class Path:
             if hidden >> position & 1:
                 continue
             after = self._unordered(position)
+            if once is not None and not self.again(once, (1 << position) - 1 | after):
+                continue
             everybody = False
             if wait is not None and wait.cell is None:
                 theirs = events[position].footprint

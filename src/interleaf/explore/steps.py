@@ -33,11 +33,15 @@ from interleaf.runtime.operations import Task
 from .bounded import deadlock
 from .footprint import NOTHING, Footprint, LockModes, Turn, Watched, turns
 from .livelock import alternatives
-from .machine import Choices, Machine, Snapshot, Undisciplined
-from .outcome import Bounds, Found, Outcome
-from .path import Event, Path, Wait
+from .machine import Choices, Machine, Snapshot
+from .outcome import LIVELOCK, Bounds, Found, Outcome
+from .path import Event, Path, Round, Wait
 
 Final: TypeAlias = Callable[[Machine], list[Violation]]
+
+
+PATIENCE = 200
+"""Steps that a pass goes on at least after it has learned something, to learn more before the next one."""
 
 
 class _Suspicious(World):
@@ -84,6 +88,10 @@ class _Frame:
     """Tasks that are to be run here."""
     waiting: dict[int, int] = field(default_factory=dict)
     """Tasks that cannot run here, with the cells that they looked at."""
+    rounds: dict[int, Round | None] = field(default_factory=dict)
+    """For each task, the steps that brought it back to where it was, if it is to be run only in spite of them."""
+    spinning: int = 0
+    """Tasks that would do the same again, and are not run here."""
     running: int = -1
     todo: list[Choices] = field(default_factory=list)
     """Outcomes of choices with which the running task's step is still to be made."""
@@ -115,7 +123,7 @@ class StepSearch:
         self.final = final
         self.stop_at_first = stop_at_first
         self.world = World(seed) if discipline else _Suspicious(seed)
-        self.machine = _Machine(self.world, setup)
+        self.machine = _Machine(self.world, setup, patient=True)
         reductions = ("source sets", "sleep sets", "lazy locks", *(["lock reduction"] if discipline else []))
         self.outcome = Outcome("steps", reductions=reductions)
         self.path = Path()
@@ -150,17 +158,21 @@ class StepSearch:
     def _pass(self) -> bool:
         """Search from the initial state; False if something was learned and it must be done again."""
         machine = self.machine
-        machine.restore(machine.initial)
+        machine.begin_pass()
         self.modes.restart()
         self.path.clear([held.locks for held in machine.memory.held])
         self.stack.clear()
         self.stack.append(_Frame(machine.initial, -1, {}, 0))
         try:
-            while self.stack:
+            steps = patience = 0
+            while self.stack and (not machine.surprised or steps <= patience):
                 self._advance(self.stack[-1])
-        except (Undisciplined, Watched, _Again):
+                steps += 1
+                if machine.surprised and not patience:
+                    patience = 2 * steps + PATIENCE
+        except (Watched, _Again):
             return False
-        return True
+        return not machine.surprised
 
     def _advance(self, frame: _Frame) -> None:
         """Make the next step from the state on top of the stack, or leave that state."""
@@ -186,13 +198,26 @@ class StepSearch:
         able = [
             task
             for task in self.machine.unfinished
-            if task not in frame.sleep and task not in frame.waiting and not frame.spoilt >> task & 1
+            if task not in frame.sleep
+            and task not in frame.waiting
+            and not frame.spoilt >> task & 1
+            and (not frame.wanted or frame.wanted >> task & 1)
+            and not self._spins(frame, task)
         ]
-        if frame.wanted:
-            able = [task for task in able if frame.wanted >> task & 1]
         if frame.last in able:
             return frame.last
         return able[0] if able else -1
+
+    def _spins(self, frame: _Frame, task: int) -> bool:
+        """Would `task` do here what it has just done, to no effect?"""
+        if task not in frame.rounds:
+            node = self.machine.nodes[task]
+            assert node is not None
+            once = self.path.round(node, self.machine.memory)
+            frame.rounds[task] = once
+            if once is not None and not self.path.again(once):
+                frame.spinning |= 1 << task
+        return bool(frame.spinning >> task & 1)
 
     def _step(self, frame: _Frame, task: int, choices: Choices) -> None:
         machine, path = self.machine, self.path
@@ -212,12 +237,17 @@ class StepSearch:
             self._bound_seconds()
         frame.wanted |= 1 << task
         frame.todo.extend(alternatives(choices, machine.branches))
-        taken = turns(machine.memory.journal[frame.snapshot.mark :], machine.memory.held[task])
+        journal = machine.memory.journal[frame.snapshot.mark :]
+        taken = turns(journal, machine.memory.held[task])
         footprint = self.modes.footprint(machine.memory, taken, machine.dead)
+        changed = self.modes.changed(journal)
+        once = frame.rounds[task]
+        if once is not None:
+            footprint = footprint.union(once.footprint)
         frame.running = task
         frame.union = frame.union.union(footprint)
         dependent = path.dependent(footprint, before)
-        self._turn(task, footprint, before, dependent, self._wait_of(op, taken))
+        self._turn(task, footprint, before, dependent, self._wait_of(op, taken), once)
         past = before
         for position in dependent:
             past |= path.events[position].past | 1 << position
@@ -230,7 +260,10 @@ class StepSearch:
             for child, its in enumerate(machine.nodes)
             if its is not None and (child >= len(old) or old[child] is None)
         ]
-        event = path.push(task, footprint, past, machine.basic, spoilt or machine.dead, taken, started)
+        event = Event(
+            node, frame.snapshot.mark, footprint, changed, past, machine.basic, spoilt or machine.dead, started
+        )
+        path.push(event, taken)
         outcome.depth = max(outcome.depth, len(path.events))
         if machine.violations and not spoilt:
             self._report(machine.violations, self._story(event))
@@ -245,18 +278,27 @@ class StepSearch:
             other: theirs for other, theirs in frame.sleep.items() if other != task and not theirs.conflicts(footprint)
         }
 
-    def _turn(self, task: int, footprint: Footprint, before: int, dependent: list[int], wait: Wait | None) -> None:
+    def _turn(
+        self,
+        task: int,
+        footprint: Footprint,
+        before: int,
+        dependent: list[int],
+        wait: Wait | None,
+        once: Round | None = None,
+    ) -> None:
         """Plan the other orders of a step of `task` and the steps that it races with."""
-        for position, initials, first in self.path.races(task, footprint, before, dependent, wait, self._all_ends()):
+        races = self.path.races(task, footprint, before, dependent, wait, once, self._all_ends())
+        for position, initials, first in races:
             frame = self.stack[position]
             if initials < 0:
                 for other, node in enumerate(frame.snapshot.nodes):
-                    if node is not None and other not in frame.waiting:
+                    if node is not None and other not in frame.waiting and not frame.spinning >> other & 1:
                         frame.wanted |= 1 << other
                 continue
             if initials & frame.wanted or any(initials >> other & 1 for other in frame.sleep):
                 continue
-            if first not in frame.waiting:
+            if first not in frame.waiting and not frame.spinning >> first & 1:
                 frame.wanted |= 1 << first
 
     def _ended(self, frame: _Frame) -> None:
@@ -267,7 +309,10 @@ class StepSearch:
             if self.final is not None:
                 self._report(self.final(machine), self._schedule())
         elif not frame.sleep and not frame.spoilt:
-            self._report([deadlock(machine)], self._schedule())
+            stuck = deadlock(machine)
+            if frame.spinning:
+                stuck = Violation(LIVELOCK, self._stuck(frame))
+            self._report([stuck], self._schedule())
         for task, looked in frame.waiting.items():
             before = self.path.before(task)
             for wait in self._awaited(task):
@@ -276,6 +321,15 @@ class StepSearch:
         bounds = self.bounds
         if bounds.executions is not None and outcome.executions >= bounds.executions:
             raise _Stop(f"the bound of {bounds.executions} executions was reached")
+
+    def _stuck(self, frame: _Frame) -> str:
+        """Who goes round for ever and who waits, in words."""
+        words = []
+        for node in frame.snapshot.nodes:
+            if node is not None:
+                doing = "retries for ever" if node.task.index not in frame.waiting else f"waits in {node.op.name}"
+                words.append(f"{node.task} {doing} ({node.op.site[2]})")
+        return "; ".join(words)
 
     # What may wait
 
