@@ -118,7 +118,7 @@ def test_unregistering_waits_for_callbacks() -> None:
         spawn(mmu_notifier_unregister, mm, notifier, name="unregister")
 
     drive = Drive(setup)
-    drive.until("munmap", "read")
+    drive.until("munmap", "_registered")
     drive.step("munmap")  # has the list of notifiers, and is inside the reader
     while drive.step("unregister"):
         pass

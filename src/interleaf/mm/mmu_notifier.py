@@ -29,17 +29,20 @@ class MmuNotifierOps:
     """The address space goes away: drop everything, for good. No thread of the process is left."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class MmuNotifier:
     """`struct mmu_notifier`: a registration."""
 
     ops: MmuNotifierOps
     owner: Object
 
+    def __repr__(self) -> str:
+        return f"the MMU notifier of {self.owner.name}"
+
 
 @operation(
     focus=lambda mm, notifier: Mm.notifiers.cell(mm),
-    words=lambda mm, notifier, _: f"registers the MMU notifier of {notifier.owner.name}",
+    words=lambda mm, notifier, _: f"registers {notifier}",
 )
 def mmu_notifier_register(memory: Memory, mm: Mm, notifier: MmuNotifier) -> None:
     """Call `notifier` from now on."""
@@ -47,8 +50,17 @@ def mmu_notifier_register(memory: Memory, mm: Mm, notifier: MmuNotifier) -> None
 
 
 @operation(
+    focus=Mm.notifiers.cell,
+    words=lambda mm, found: f"looks who wants to know: {', '.join(map(repr, found or ())) or 'nobody'}",
+)
+def _registered(memory: Memory, mm: Mm) -> tuple[MmuNotifier, ...]:
+    """The list of notifiers, in a reader of `notifier_srcu` (hlist_for_each_entry_srcu)."""
+    return memory.load(mm, Mm.notifiers)  # type: ignore[no-any-return]
+
+
+@operation(
     focus=lambda mm, notifier: Mm.notifiers.cell(mm),
-    words=lambda mm, notifier, _: f"takes the MMU notifier of {notifier.owner.name} off the list",
+    words=lambda mm, notifier, _: f"takes {notifier} off the list",
 )
 def _hlist_del_init(memory: Memory, mm: Mm, notifier: MmuNotifier) -> None:
     others = tuple(other for other in memory.load(mm, Mm.notifiers) if other != notifier)
@@ -58,7 +70,7 @@ def _hlist_del_init(memory: Memory, mm: Mm, notifier: MmuNotifier) -> None:
 @routine
 def mmu_notifier_unregister(mm: Mm, notifier: MmuNotifier) -> None:
     """Stop calling `notifier`: its release callback has run and no callback is running when this returns. Sleeps."""
-    if notifier in mm.notifiers:
+    if notifier in _registered(mm):
         srcu = srcu_read_lock(mm.notifier_srcu)
         notifier.ops.release(notifier.owner)
         srcu_read_unlock(mm.notifier_srcu, srcu)
@@ -70,7 +82,7 @@ def mmu_notifier_unregister(mm: Mm, notifier: MmuNotifier) -> None:
 def mmu_notifier_release(mm: Mm) -> None:
     """The address space goes away (from exit_mmap): release and remove all notifiers. Sleeps."""
     srcu = srcu_read_lock(mm.notifier_srcu)
-    registered = mm.notifiers
+    registered = _registered(mm)
     for notifier in registered:
         notifier.ops.release(notifier.owner)
     for notifier in registered:
@@ -83,7 +95,7 @@ def mmu_notifier_release(mm: Mm) -> None:
 def mmu_notifier_invalidate_range_start(mm: Mm, start: int, end: int, blockable: bool) -> None:
     """The pages at start <= hva < end are about to be taken; nobody uses them any more when this returns."""
     srcu = srcu_read_lock(mm.notifier_srcu)
-    for notifier in mm.notifiers:
+    for notifier in _registered(mm):
         notifier.ops.invalidate_range_start(notifier.owner, start, end, blockable)
     srcu_read_unlock(mm.notifier_srcu, srcu)
 
@@ -92,6 +104,6 @@ def mmu_notifier_invalidate_range_start(mm: Mm, start: int, end: int, blockable:
 def mmu_notifier_invalidate_range_end(mm: Mm, start: int, end: int) -> None:
     """The pages have been taken: what is looked up from now on is current."""
     srcu = srcu_read_lock(mm.notifier_srcu)
-    for notifier in mm.notifiers:
+    for notifier in _registered(mm):
         notifier.ops.invalidate_range_end(notifier.owner, start, end)
     srcu_read_unlock(mm.notifier_srcu, srcu)
