@@ -157,6 +157,11 @@ class Machine:
                 if node.marked:
                     if not self.reduce or self._conflicts(node):
                         break
+                elif node.kind == CHOICE:
+                    if branches:
+                        # one choice a step: the ways through a loop of choices are merged where they meet
+                        cut = count - begun
+                        break
                 elif not node.local and self.learn and self._conflicts(node):
                     cut = count - begun
                     break

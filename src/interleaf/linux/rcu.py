@@ -1,9 +1,9 @@
 """RCU: readers that never wait, and grace periods that wait for them (Documentation/RCU, kernel/rcu/tree.c, v6.12).
 
 A grace period ends when every reader that was inside when it began has left; readers that come later are not
-waited for. `call_rcu()` starts a task of its own that runs its callback after a grace period; callbacks run in
-softirq context and must not sleep. `rcu_barrier()` waits for all callbacks queued before it, which a grace period
-alone does not.
+waited for. `call_rcu()` starts a task of its own that runs its callback after a grace period, in softirq context, so
+that it must not sleep. Callbacks that one task has queued run in that order, as those of one CPU do (rcu_do_batch).
+`rcu_barrier()` waits for all callbacks queued before it, which a grace period alone does not.
 
 Rules (CONFIG_PROVE_RCU, CONFIG_DEBUG_OBJECTS_RCU_HEAD): a pointer is followed in a reader only, or with a condition
 that protects it (a lock of the writers); readers do not sleep, so they do not synchronize_rcu() either; locks and
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from interleaf.runtime import BLOCK, Array, Marked, Memory, Object, Violation, canonical, routine
+from interleaf.runtime import BLOCK, Array, Marked, Memory, Object, Task, Violation, canonical, join, routine
 from interleaf.runtime.carrier import Op, perform, running
 from interleaf.runtime.cells import Cell, World
 from interleaf.runtime.objects import Field, show, singleton
@@ -40,6 +40,8 @@ class RcuState(Readers):
     """Per task: read-side critical sections beyond the outermost."""
     callbacks = Marked(0)
     """Callbacks that were queued and have not ended, as the bits of their tasks."""
+    latest: Array[Task | None] = Array(None)
+    """Per task: the callback that it queued last."""
     heads = Array(0)
     """Per callback and arguments: twice the number of times it was queued before, plus 1 if it is queued now."""
 
@@ -173,7 +175,11 @@ class _CallRcu(_RcuOp):
         task = intern_task(memory.world, f"rcu:{self.head}#{times}" if times else f"rcu:{self.head}")
         memory.commute_cell(known.callbacks, memory.values[known.callbacks.index] | task.bit)
         begin(memory, known.state, known.readers, task.index)
-        memory.spawned.append((task, _callback, (self.head, self.function, *self.arguments)))
+        before = RcuState.latest.element(known.state, memory.task)
+        memory.spawned.append(
+            (task, _callback, (memory.values[before.index], self.head, self.function, *self.arguments))
+        )
+        memory.set(before, task)
         memory.order(task, release=True)
 
     def text(self, result: Value) -> str:
@@ -214,7 +220,9 @@ class _Invoked(_RcuOp):
         return "the RCU callback has run"
 
 
-def _callback(head: str, function: Callable[..., Any], *arguments: Value) -> None:
+def _callback(before: Task | None, head: str, function: Callable[..., Any], *arguments: Value) -> None:
+    if before is not None:
+        join(before)
     perform(_Invoke(head))
     function(*arguments)
     perform(_Invoked())
