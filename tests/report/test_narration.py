@@ -34,6 +34,15 @@ def test_operations_come_with_place_notes_and_changes() -> None:
     assert (freed.changes[1].before, freed.changes[1].after) == (3, 0)
 
 
+def test_the_violating_operation_has_no_result_to_speak_of() -> None:
+    told = narration("use_after_free", "use-after-free").told[-1]
+    assert told.violations
+    assert told.text == "reads Inode0.size"
+    found, replay = stale_fault()
+    assert replay.told[-1].violations[0].message == found.message
+    assert "None" not in replay.told[-1].text
+
+
 def test_steps_are_numbered_as_in_the_schedule() -> None:
     found, told = stale_fault()
     steps = [operation.step for operation in told.told if operation.step >= 0]

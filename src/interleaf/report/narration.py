@@ -171,8 +171,8 @@ class _Replay(Execution):
         op = self.pending.get(self.memory.task)
         return op.site if op is not None else ("", 0, "")
 
-    def _record(self, step: Step, op: Op, result: Value) -> None:
-        super()._record(step, op, result)
+    def _record(self, step: Step, op: Op, result: Value, failed: bool = False) -> None:
+        super()._record(step, op, result, failed)
         if not self.narrate:
             return
         if step is not self._step:

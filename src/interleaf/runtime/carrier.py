@@ -67,6 +67,10 @@ class Op:
         """The operation in words, for a story."""
         raise NotImplementedError
 
+    def attempted(self) -> str:
+        """The operation in words when it was a fatal violation, and so has no result."""
+        return self.text(None)
+
     @property
     def name(self) -> str:
         return type(self).__name__.lower()

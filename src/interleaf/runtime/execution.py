@@ -142,7 +142,7 @@ class Execution:
                 result = self._run(op, step, outcomes)
             except ViolationRaised as raised:
                 step.violations.append(raised.violation)
-                self._record(step, op, None)
+                self._record(step, op, None, failed=True)
                 break
             if result is BLOCK:
                 if first:
@@ -210,11 +210,12 @@ class Execution:
         memory.plainly = not op.marked
         return op.run(memory)
 
-    def _record(self, step: Step, op: Op, result: Value) -> None:
+    def _record(self, step: Step, op: Op, result: Value, failed: bool = False) -> None:
         if not self.narrate:
             return
         notes = self.carriers[step.task.index].notes or []
-        step.events.append(Event(step.task.name, op.name, op.site, op.text(result), tuple(notes)))
+        text = op.attempted() if failed else op.text(result)
+        step.events.append(Event(step.task.name, op.name, op.site, text, tuple(notes)))
         notes.clear()
 
     def _begin(self, task: Task, function: Callable[..., Any], arguments: tuple[Value, ...]) -> None:

@@ -313,6 +313,9 @@ class Read(Op):
     def text(self, result: Value) -> str:
         return f"{self.cell.label} == {show(result)}"
 
+    def attempted(self) -> str:
+        return f"reads {self.cell.label}"
+
 
 class Write(Op):
     """Write one cell."""

@@ -10,6 +10,7 @@ writes with `memory.load` and `memory.store`, and may `return BLOCK` to wait unt
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -62,9 +63,17 @@ class Custom(Op):
     def text(self, result: Value) -> str:
         if self.words is not None:
             return self.words(*self.arguments, result)
-        inside = ", ".join(show(argument) for argument in self.arguments)
         outcome = "" if result is None else f" = {show(result)}"
-        return f"{self.function.__name__}({inside}){outcome}"
+        return f"{self._call()}{outcome}"
+
+    def attempted(self) -> str:
+        # words that do not look at the result are as good without one
+        if self.words is not None and list(inspect.signature(self.words).parameters)[-1].startswith("_"):
+            return self.words(*self.arguments, None)
+        return self._call()
+
+    def _call(self) -> str:
+        return f"{self.function.__name__}({', '.join(show(argument) for argument in self.arguments)})"
 
     @property
     def name(self) -> str:
