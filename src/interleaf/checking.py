@@ -55,7 +55,10 @@ def check(requests: Sequence[Request], workers: int | None, outputs: Outputs) ->
     with Matrix(requests, progress_console) as matrix:
         results = run(requests, workers=workers, listener=matrix)
     told = [_retold(finding, others) for finding, others in distinct(results)]
-    files = _write(results, told, outputs)
+    names: list[str] = []
+    for known in told:
+        names.append(_file_name(known.finding, names))
+    _write(results, told, names, outputs)
     console = console_for(stderr=outputs.json_alone)
     if len(requests) > 1:
         console.print(matrix.table() if matrix.console is console else _table(requests, results, console))
@@ -63,7 +66,7 @@ def check(requests: Sequence[Request], workers: int | None, outputs: Outputs) ->
     for number, finding in enumerate(told, 1):
         console.print(Text(f"\n{'=' * min(WIDTH, console.width)}\n"))
         new = all(known.finding.property != finding.finding.property for known in told[: number - 1])
-        _print_story(console, finding, _replay_command(finding.finding, number, files, outputs), new)
+        _print_story(console, finding, _replay_command(number, names[number - 1], outputs), new)
     return exit_code(results)
 
 
@@ -109,18 +112,15 @@ def _retold(finding: Finding, others: list[Finding]) -> _Told:
         return _Told(finding, None, explain(request, error), cells)
 
 
-def _write(results: Sequence[Result], told: Sequence[_Told], outputs: Outputs) -> list[Path]:
-    """Write what was asked for; returns the files of the findings, in their order. Raises Refused."""
+def _write(results: Sequence[Result], told: Sequence[_Told], names: Sequence[str], outputs: Outputs) -> None:
+    """Write what was asked for, the findings under `names`. Raises Refused."""
     entries = [document.finding_entry(known.finding, known.narration) for known in told]
-    files: list[Path] = []
     try:
         if outputs.findings is not None:
-            for known, entry in zip(told, entries, strict=True):
-                path = outputs.findings / _file_name(known.finding, files)
-                document.write(path, document.to_text(document.finding_document(entry)))
-                files.append(path)
+            for name, entry in zip(names, entries, strict=True):
+                document.write(outputs.findings / name, document.to_text(document.finding_document(entry)))
         if outputs.json is not None:
-            cells = [document.cell_entry(got.request, got.cell, got.error, got.lost) for got in results]
+            cells = [document.cell_entry(got.request, got.cell, got.error, got.stopped) for got in results]
             text = document.to_text(document.check_document(cells, entries))
             if outputs.json_alone:
                 print(text, end="", flush=True)
@@ -131,7 +131,6 @@ def _write(results: Sequence[Result], told: Sequence[_Told], outputs: Outputs) -
     except OSError as error:
         where = error.filename or outputs.json or outputs.findings
         raise Refused(f"{where} cannot be written: {error.strerror or error}. {totals(results)}.") from error
-    return files
 
 
 def _print_results(console: Console, results: Sequence[Result]) -> None:
@@ -202,20 +201,19 @@ def _print_story(console: Console, known: _Told, replay: str, explained: bool) -
         console.print(Text(line.text, style=line.style), soft_wrap=True)
 
 
-def _replay_command(finding: Finding, number: int, files: Sequence[Path], outputs: Outputs) -> str:
-    if files:
-        return f"interleaf show {files[number - 1]}"
+def _replay_command(number: int, name: str, outputs: Outputs) -> str:
+    if outputs.findings is not None:
+        return f"interleaf show {outputs.findings / name}"
     if outputs.json is not None and not outputs.json_alone:
         return f"interleaf show {outputs.json} --finding {number}"
-    return f"add --findings DIR to this command, then: interleaf show DIR/{_file_name(finding, [])}"
+    return f"add --findings DIR to this command, then: interleaf show DIR/{name}"
 
 
-def _file_name(finding: Finding, taken: Sequence[Path]) -> str:
+def _file_name(finding: Finding, taken: Sequence[str]) -> str:
     parts = [Path(finding.scenario.partition(":")[0]).stem, finding.design.rpartition("/")[2], *finding.dropped]
     stem = "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in "-".join(parts))
-    names = {path.name for path in taken}
     name, number = f"{stem}-{finding.property}.json", 2
-    while name in names:
+    while name in taken:
         name, number = f"{stem}-{finding.property}-{number}.json", number + 1
     return name
 

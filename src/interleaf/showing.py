@@ -8,7 +8,7 @@ from rich.text import Text
 
 from interleaf import designs, scenarios
 from interleaf.arguments import Refused
-from interleaf.check import Request, digest_of
+from interleaf.check import Request, digest_of, program
 from interleaf.checking import UNUSABLE, VIOLATED, narrated
 from interleaf.kvm.design import RULES
 from interleaf.properties import PROPERTIES
@@ -27,6 +27,7 @@ def show(path: Path, number: int | None) -> int:
     request = Request(finding.scenario, finding.design, finding.dropped, parameters=finding.parameters)
     complaints = console_for(stderr=True)
     try:
+        program(request)
         if digest_of(request) != finding.digest:
             warning = "the model, the scenario or the design is not what the finding was made with; trying anyway"
             complaints.print(Text(f"interleaf: {warning}", style="yellow"), soft_wrap=True)

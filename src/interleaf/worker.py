@@ -60,8 +60,8 @@ class Result:
     """The answer, which may be incomplete; None if there is none."""
     error: str = ""
     """What is wrong with the request, the scenario or the design; there may still be findings in the cell."""
-    lost: str = ""
-    """Why there is no answer, if nobody is at fault."""
+    stopped: str = ""
+    """Why the check ended before its time, if nobody is at fault; the cell has what was found until then."""
 
 
 Sent: TypeAlias = Progress | None
@@ -85,14 +85,18 @@ def attempt(
         guard.start()
         cell = checker(request, guard.progress)
     except Stopped as stopped:
-        return Result(request, None, guard.endless and _at_fault(request, guard.endless), str(stopped))
+        if guard.endless:
+            return Result(request, None, _at_fault(request, guard.endless))
+        return Result(request, None, "", str(stopped))
     except StepLimit as limit:
         return Result(request, None, _at_fault(request, f"it does not end: {limit}"))
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         return Result(request, None, explain(request, error))
     finally:
         guard.close()
-    return Result(request, cell, guard.endless and _at_fault(request, guard.endless))
+    if guard.endless:
+        return Result(request, cell, _at_fault(request, guard.endless))
+    return Result(request, cell, "", "" if cell.verdict.exhaustive else guard.why)
 
 
 class _Guard(threading.Thread):
@@ -108,7 +112,8 @@ class _Guard(threading.Thread):
         self._main = threading.main_thread().ident
         self._over = threading.Event()
         self._alive = self._sent = time.monotonic()
-        self._why = ""
+        self.why = ""
+        """Why the check is to stop."""
         self._busy_at = "?"
         """Where code of the scenario was last seen."""
         self._handler = signal.signal(signal.SIGUSR1, self._raise)
@@ -130,17 +135,17 @@ class _Guard(threading.Thread):
         looks = 0
         while not self._over.wait(BEAT):
             looks += 1
-            if self._why:
+            if self.why:
                 if looks % INSIST == 0:
                     self._interrupt()
                 continue
-            self._why = self._told_to_stop()
+            self.why = self._told_to_stop()
             if not self._in_scenario():
                 self._alive = time.monotonic()
                 self._send(None)
             elif time.monotonic() - self._alive > self._patience:
-                self.endless = self._why = f"it does not end: after {self._patience:g} s it is still at {self._busy_at}"
-            if self._why:
+                self.endless = self.why = f"it does not end: after {self._patience:g} s it is still at {self._busy_at}"
+            if self.why:
                 looks = 0
                 self._interrupt()
 
@@ -164,7 +169,7 @@ class _Guard(threading.Thread):
 
     def _raise(self, _signal: int, _frame: types.FrameType | None) -> None:
         if not self._over.is_set():
-            raise Stopped(self._why)
+            raise Stopped(self.why)
 
 
 def _at_fault(request: Request, what: str) -> str:

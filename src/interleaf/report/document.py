@@ -40,8 +40,8 @@ def finding_document(finding: Json) -> Json:
     return {"schema": FINDING_SCHEMA, "interleaf": __version__, "finding": finding}
 
 
-def cell_entry(request: Request, cell: Cell | None, error: str, lost: str) -> Json:
-    """One cell of the matrix; without a `Cell`, `error` or `lost` says why there is none."""
+def cell_entry(request: Request, cell: Cell | None, error: str, stopped: str) -> Json:
+    """One cell of the matrix; `error` or `stopped` says why there is none, or only a part of an answer."""
     entry: Json = {
         "scenario": cell.scenario if cell is not None else request.scenario,
         "design": cell.design if cell is not None else request.design,
@@ -49,7 +49,7 @@ def cell_entry(request: Request, cell: Cell | None, error: str, lost: str) -> Js
         "parameters": dict(request.parameters),
         "engine": request.engine,
         "verdict": "incomplete",
-        "reason": lost or error,
+        "reason": error or stopped,
         "error": error or None,
         "properties": {},
         "exhaustive": False,
@@ -67,7 +67,7 @@ def cell_entry(request: Request, cell: Cell | None, error: str, lost: str) -> Js
     verdict = cell.verdict
     entry |= {
         "verdict": str(verdict.status),
-        "reason": error or verdict.reason,
+        "reason": error or verdict.reason or stopped,
         "properties": {name: str(status) for name, status in verdict.properties},
         "exhaustive": verdict.exhaustive,
         "states": cell.states,

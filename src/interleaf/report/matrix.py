@@ -54,10 +54,10 @@ def outcome(result: Result) -> str:
 
 
 def reason(result: Result) -> str:
-    """Why a result is not a verdict; empty if it is one."""
+    """Why a result is not the whole answer; empty if it is."""
     if result.error or result.cell is None:
-        return result.error or result.lost
-    return result.cell.verdict.reason
+        return result.error or result.stopped
+    return result.cell.verdict.reason or result.stopped
 
 
 def count(number: int) -> str:
