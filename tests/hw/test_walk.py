@@ -200,5 +200,5 @@ def test_walking_a_freed_table_violates_i2() -> None:
 
     drive = run(program)
     assert drive.rules == ["I2"]
-    assert "which is freed" in drive.violations[0].message
+    assert "a table of level 1 that is freed" in drive.violations[0].message
     assert "paging-structure cache" in drive.violations[0].message

@@ -115,7 +115,7 @@ def test_an_spte_that_is_left_violates_i1() -> None:
     stage.finish_all()
     [violation] = stage.violations
     assert violation.rule == "I1"
-    assert "a page table still maps it" in violation.message
+    assert "an SPTE still maps it" in violation.message
 
 
 def _flush_and_unmap(kvm: Kvm) -> None:

@@ -58,7 +58,8 @@ def test_a_page_table_that_is_left_violates_i12() -> None:
     stage.finish_all()
     [violation] = stage.violations
     assert violation.rule == "I12"
-    assert "its page table KvmMmuPage0 has not been freed" in violation.message
+    assert violation.message == "Kvm0 is destroyed, but 1 of its page tables are not freed"
+    assert violation.object == "KvmMmuPage0"
 
 
 @pytest.mark.parametrize("gfns", [(), (1, 0), (3, 3)])

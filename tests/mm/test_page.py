@@ -83,7 +83,7 @@ def test_freeing_a_mapped_page_violates_i1() -> None:
 
     drive = run(program)
     assert drive.rules == ["I1"]
-    assert "a page table still maps it: entry 0 of a:PageTable0" in drive.violations[0].message
+    assert "the host frees a:Page0 (pfn 0x1400), but an SPTE still maps it" in drive.violations[0].message
 
 
 def test_mapping_a_freed_page_violates_i1() -> None:

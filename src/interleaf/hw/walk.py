@@ -113,8 +113,8 @@ def _read_entry(
     if not is_allocated(memory, table):
         way = "starting from its paging-structure cache" if start is not None else "from the root"
         message = (
-            f"CPU{cpu.index} walks the page tables of {root.name} for gfn {gfn:#x}, {way}, and reads the level "
-            f"{level} table {table.name}, which is freed"
+            f"CPU{cpu.index} walks the page tables for gfn {gfn:#x}, {way}, and reads a table of level {level} that is "
+            "freed"
         )
         memory.violate(Violation("I2", message, object=table.name))
     return memory.load_cell(PageTable.spt.element(table, index_of(gfn, level)))  # type: ignore[no-any-return]

@@ -48,10 +48,9 @@ def page_at(pfn: int) -> Page:
 def note_mapped(memory: Memory, pfn: int, where: SpteLocation) -> None:
     """Inside the operation that makes the SPTE at `where` map `pfn`. Mapping a freed page violates I1."""
     page = pfn_to_page(memory, pfn)
-    table, index = where
     memory.exercise("I1")
     if not is_allocated(memory, page):
-        message = f"entry {index} of {table.name} is made to map pfn {pfn:#x}, a page that the host has freed"
+        message = f"an SPTE is made to map {page.name} (pfn {pfn:#x}), which the host has freed"
         memory.violate(Violation("I1", message, object=page.name))
     cell = Page.spteps.cell(page)
     memory.commute_cell(cell, memory.peek(cell) | {where})
@@ -72,8 +71,8 @@ def expect_unmapped(memory: Memory, page: Page, event: str) -> None:
     mapped = memory.load_cell(cell)
     memory.store_cell(cell, mapped)  # a look at what commuting writes have made: it conflicts with each of them
     if mapped:
-        places = ", ".join(sorted(f"entry {index} of {table.name}" for table, index in mapped))
-        message = f"{event} pfn {page.pfn:#x}, but a page table still maps it: {places}"
+        still = "an SPTE still maps it" if len(mapped) == 1 else f"{len(mapped)} SPTEs still map it"
+        message = f"{event} {page.name} (pfn {page.pfn:#x}), but {still}"
         memory.violate(Violation("I1", message, object=page.name))
 
 

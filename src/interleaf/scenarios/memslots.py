@@ -29,16 +29,22 @@ def memslot_delete_vs_unmap(design: Design, *, pages: int = 1) -> None:
     destroy_after(kvm, memslot, unmap)
 
 
-@scenario("A vCPU faults on a memslot that is being deleted")
+@scenario("A vCPU faults on a memslot that is being deleted, and whose memory is unmapped then")
 def fault_vs_memslot_delete(design: Design, *, pages: int = 1) -> None:
     """A vCPU faults on memory whose memslot is deleted at the same time. Until the slot is marked invalid the fault
     may map the page, and the zap must find what it has mapped; from then on it must retry; when the slot is gone,
-    the access is MMIO.
+    the access is MMIO. The memory is unmapped from the host at last: a mapping that was missed is out of the reach
+    of its MMU notifier, because there is no memslot any more.
     """
     kvm = make_vm(design, pages=pages)
     vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], *(write(gfn) for gfn in kvm.gfns), name="vcpu0")
-    memslot = spawn(kvm_delete_memslot, kvm, 0, name="memslot")
+    memslot = spawn(_delete_and_unmap, kvm, pages, name="memslot")
     destroy_after(kvm, vcpu, memslot)
+
+
+def _delete_and_unmap(kvm: Kvm, pages: int) -> None:
+    kvm_delete_memslot(kvm, 0)
+    munmap(kvm.mm, GUEST_HVA, pages)
 
 
 @scenario("A vCPU faults while another memslot is deleted")
