@@ -62,6 +62,15 @@ def test_a_gfn_without_a_memslot_is_mmio() -> None:
     assert run_alone(program)[0] == RetPf.EMULATE
 
 
+def test_a_write_to_a_read_only_memslot_is_mmio() -> None:
+    def program() -> tuple[int, int]:
+        kvm = make_vm(V6_12, (0,))
+        kvm_memslots(kvm).slots[0].flags = KVM_MEM_READONLY
+        return _fault(kvm.vcpus[0], 0, True), kvm.mm.pte[0].refcount  # type: ignore[union-attr]
+
+    assert run_alone(program)[0] == (RetPf.EMULATE, 1)
+
+
 def test_a_memslot_without_memory_is_an_error() -> None:
     def program() -> int:
         kvm = make_vm(V6_12, (0,))

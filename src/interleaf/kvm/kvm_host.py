@@ -116,11 +116,10 @@ class KvmMmuPage(PageTable):
     """First gfn that the table covers; constant once the page is linked."""
     role: Plain[KvmMmuPageRole] = Plain(KvmMmuPageRole())
     """`role.invalid` is written under mmu_lock; the rest is constant once the page is linked."""
-    tdp_mmu_page = Plain(True)
     tdp_mmu_root_count = Embedded(refcount_t)
     """References to a root; meaningless in other pages."""
     link = Embedded(list_head)
-    """In `Kvm.tdp_mmu_roots` (roots) or `Kvm.tdp_mmu_pages`; changed under tdp_mmu_pages_lock."""
+    """Of a root: in `Kvm.tdp_mmu_roots`; changed under tdp_mmu_pages_lock."""
     parent: Plain[tuple[KvmMmuPage, int] | None] = Plain(None)
     """Where the SPTE that points to this page is (`sp->ptep`): table and index. None for a root."""
     tdp_mmu_scheduled_root_to_zap = Plain(False)
@@ -201,8 +200,6 @@ class Kvm(Object):
     """Toggles between 0 and 1 with each fast zap; written under slots_lock and mmu_lock."""
     tdp_mmu_roots = Embedded(list_head)
     """Roots by `link`; read under mmu_lock or RCU, changed under tdp_mmu_pages_lock."""
-    tdp_mmu_pages = Embedded(list_head)
-    """Linked non-root pages by `link`; under tdp_mmu_pages_lock."""
     tdp_mmu_pages_lock = Embedded(spinlock_t)
     """Nests inside mmu_lock."""
     tdp_mmu_zap_wq: Plain[workqueue_struct | None] = Plain(None)
@@ -238,5 +235,4 @@ class KvmPageFault:
     pfn: int | None = None
     map_writable: bool = True
     """The host allows the page to be written."""
-    max_level: int = PG_LEVEL_4K
     goal_level: int = PG_LEVEL_4K

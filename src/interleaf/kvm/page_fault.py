@@ -64,8 +64,8 @@ def kvm_faultin_pfn(vcpu: KvmVcpu, fault: KvmPageFault) -> KvmPageFault | RetPf 
     """Find the memslot of the fault and the page behind it.
 
     Returns the fault with slot and pfn, on which it has a reference; or RETRY for a slot that is being deleted,
-    EMULATE for a gfn without a slot (MMIO), -EFAULT if the slot's memory is not mapped. In a reader of
-    `kvm->srcu`. May sleep.
+    EMULATE for a gfn without a slot (MMIO) and for a write to a read-only one, -EFAULT if the slot's memory is not
+    mapped. In a reader of `kvm->srcu`. May sleep.
     """
     kvm: Kvm = vcpu.kvm
     fault = replace(fault, mmu_seq=READ_ONCE(kvm, Kvm.mmu_invalidate_seq))
@@ -77,6 +77,8 @@ def kvm_faultin_pfn(vcpu: KvmVcpu, fault: KvmPageFault) -> KvmPageFault | RetPf 
     if slot.flags & KVM_MEMSLOT_INVALID and kvm.design.obeys(INVALID_SLOT_RETRY):
         say(f"gfn {fault.gfn:#x} is in a memslot that is being deleted: tries again")
         return RetPf.RETRY
+    if fault.write and slot.flags & KVM_MEM_READONLY:
+        return RetPf.EMULATE
     page = get_user_page(kvm.mm, slot.userspace_addr + fault.gfn - slot.base_gfn)
     if page is None:
         return -errno.EFAULT
