@@ -133,7 +133,7 @@ def test_a_matrix_has_scenarios_and_designs(tmp_path: Path) -> None:
     )
     assert code == 1
     assert output.splitlines()[0].split() == ["v6.12", "v5.18"]
-    assert "2 hold, 2 violated; " in output
+    assert "2 hold, 2 violated, in " in output
     assert output.count("use-after-free: read of Inode0.size") == 1
     assert f"found as well: {USE_AFTER_FREE} on v5.18" in " ".join(output.split())
     assert f"replay it: interleaf show {file} --finding 1" in output

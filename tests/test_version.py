@@ -12,7 +12,5 @@ def test_the_package_has_a_version() -> None:
 
 
 def test_the_command_prints_it() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "interleaf", "--version"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "interleaf", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"interleaf {interleaf.__version__}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from interleaf.campaign import run
 from interleaf.check import Cell, Finding, Request, program
 from interleaf.explore.verdict import Status
 from interleaf.report import document
-from interleaf.report.matrix import Matrix, console_for, duration, outcome, reason, title, totals
+from interleaf.report.matrix import Matrix, console_for, duration, outcome, reason, reasons, title, totals
 from interleaf.report.narration import Narration, narrate
 from interleaf.report.story import WIDTH, tell
 from interleaf.worker import Result, explain
@@ -51,8 +52,8 @@ class _Told:
 def check(requests: Sequence[Request], workers: int | None, outputs: Outputs) -> int:
     """Check the requests, show and write the results; returns the exit code. Raises Refused."""
     _expect_writable(outputs)
-    progress_console = console_for(stderr=True)
-    with Matrix(requests, progress_console) as matrix:
+    began = time.monotonic()
+    with Matrix(requests, console_for(stderr=True)) as matrix:
         results = run(requests, workers=workers, listener=matrix)
     told = [_retold(finding, others) for finding, others in distinct(results)]
     names: list[str] = []
@@ -61,8 +62,10 @@ def check(requests: Sequence[Request], workers: int | None, outputs: Outputs) ->
     _write(results, told, names, outputs)
     console = console_for(stderr=outputs.json_alone)
     if len(requests) > 1:
-        console.print(matrix.table() if matrix.console is console else _table(requests, results, console))
-    _print_results(console, results)
+        shown = Matrix(requests, console)
+        shown.results = dict(enumerate(results))
+        shown.print_to(console)
+    _print_results(console, results, time.monotonic() - began)
     for number, finding in enumerate(told, 1):
         console.print(Text(f"\n{'=' * min(WIDTH, console.width)}\n"))
         new = all(known.finding.property != finding.finding.property for known in told[: number - 1])
@@ -133,18 +136,13 @@ def _write(results: Sequence[Result], told: Sequence[_Told], names: Sequence[str
         raise Refused(f"{where} cannot be written: {error.strerror or error}. {totals(results)}.") from error
 
 
-def _print_results(console: Console, results: Sequence[Result]) -> None:
-    seconds = sum(result.cell.seconds for result in results if result.cell is not None)
+def _print_results(console: Console, results: Sequence[Result], elapsed: float) -> None:
     if len(results) == 1:
         _print_cell(console, results[0])
         return
-    console.print(Text(f"\n{totals(results)}; {duration(seconds)} of searching"), soft_wrap=True)
-    for result in results:
-        why = reason(result)
-        if why:
-            word = outcome(result)
-            line = f"{word}: {why}" if result.error else f"{word}: {title(result.request)}: {why}"
-            console.print(Text(line, style="yellow"), soft_wrap=True)
+    console.print(Text(f"\n{totals(results)}, in {duration(elapsed)}"), soft_wrap=True)
+    for line in reasons(results):
+        console.print(Text(line, style="yellow"), soft_wrap=True)
     vacuous = _vacuous_everywhere([result.cell for result in results if result.cell is not None])
     if vacuous:
         console.print(Text(f"vacuous in every cell (nothing could have violated them): {', '.join(vacuous)}"))
@@ -216,12 +214,6 @@ def _file_name(finding: Finding, taken: Sequence[str]) -> str:
     while name in taken:
         name, number = f"{stem}-{finding.property}-{number}.json", number + 1
     return name
-
-
-def _table(requests: Sequence[Request], results: Sequence[Result], console: Console) -> object:
-    matrix = Matrix(requests, console)
-    matrix.results = dict(enumerate(results))
-    return matrix.table()
 
 
 def _expect_writable(outputs: Outputs) -> None:

@@ -10,7 +10,18 @@ from rich.console import Console
 from interleaf.check import Request
 from interleaf.explore.states import Progress
 from interleaf.explore.verdict import Status
-from interleaf.report.matrix import Matrix, console_for, count, duration, outcome, reason, summary, title, totals
+from interleaf.report.matrix import (
+    Matrix,
+    console_for,
+    count,
+    duration,
+    outcome,
+    reason,
+    reasons,
+    summary,
+    title,
+    totals,
+)
 from interleaf.worker import Result
 from tests.checkers import cell
 
@@ -39,7 +50,7 @@ def drawn(encoding: str = "utf-8") -> list[str]:
     console, raw = plain(encoding)
     matrix = Matrix(REQUESTS, console)
     matrix.results = dict(enumerate(results()))
-    console.print(matrix.table())
+    matrix.print_to(console)
     return [line.rstrip() for line in raw.getvalue().decode(encoding).splitlines()]
 
 
@@ -64,9 +75,34 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
 
 def test_long_names_are_folded_at_hyphens() -> None:
     console, raw = plain()
-    console.print(Matrix([Request("yielding-walk-vs-invalidate-and-create", "v6.12")], console).table())
+    Matrix([Request("yielding-walk-vs-invalidate-and-create", "v6.12")], console).print_to(console)
     names = [line[:24].rstrip() for line in raw.getvalue().decode().splitlines()[2:]]
     assert names == ["yielding-walk-vs-", "invalidate-and-create"]
+
+
+def test_text_is_as_wide_as_the_matrix() -> None:
+    console, raw = plain()
+    designs = [f"v6.{number}" for number in range(12)]
+    Matrix([Request("zap", design) for design in designs], console).print_to(console)
+    assert raw.getvalue().decode().splitlines()[0].split() == designs
+
+
+def test_a_terminal_gets_tables_that_fit() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=60, force_terminal=True, color_system=None)
+    Matrix([Request("zap", f"v6.{number}") for number in range(5)], console).print_to(console)
+    lines = file.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 60
+    assert [line.split() for line in lines if "v6" in line] == [["v6.0", "v6.1"], ["v6.2", "v6.3"], ["v6.4"]]
+
+
+def test_a_reason_is_given_once() -> None:
+    stopped = [Result(request, None, "", "interrupted by Ctrl-C") for request in REQUESTS]
+    assert reasons([*results(), *stopped[1:]]) == [
+        "incomplete: fault-vs-unmap on v5.13: the bound of 9 states was reached",
+        "error: fault-vs-unmap on v6.12: it raises ZeroDivisionError",
+        "incomplete: 3 cells, from zap-vs-unmap on v6.12 to fault-vs-unmap on v6.12: interrupted by Ctrl-C",
+    ]
 
 
 def test_without_a_terminal_each_result_is_a_line() -> None:

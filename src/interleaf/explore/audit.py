@@ -41,29 +41,29 @@ class Auditor:
         self._completed = 0
         self._merged = 0
 
-    def completed(self, search: StateSearch, executions: int) -> None:
+    def completed(self, search: StateSearch) -> None:
         """An execution has come to its end."""
         self._completed += 1
         if not _due(self._completed):
             return
         self.audits += 1
-        run = self._replayed(search.schedule(False))
+        run = self._replayed(search.schedule())
         try:
             if run.memory.zobrist != search.machine.memory.zobrist or run.unfinished:
                 self._differs("run twice with the same schedule, it ended in another state")
         finally:
             run.close()
 
-    def merged(self, key: int, search: StateSearch, executions: int) -> None:
+    def merged(self, key: int, way: Schedule) -> None:
         """A way has led to a state that was seen before."""
         self._merged += 1
         known = self._ways.pop(key, None)
         if known is None:
             if _due(self._merged) or (self._merged & 63 == 0 and len(self._ways) < OFTEN):
-                self._ways[key] = search.schedule()
+                self._ways[key] = way
             return
         self.audits += 1
-        one, other = self._replayed(known), self._replayed(search.schedule())
+        one, other = self._replayed(known), self._replayed(way)
         try:
             self._compare(one, other)
             for _ in range(CONTINUATION):

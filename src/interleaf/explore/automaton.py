@@ -47,6 +47,7 @@ class Node:
         "bits",
         "carrier",
         "cell",
+        "eager",
         "edges",
         "focus",
         "future",
@@ -82,6 +83,7 @@ class Node:
         self.kind = op.kind
         self.marked = op.marked
         self.local = op.local
+        self.eager = op.eager
         self.releases = op.releases
         self.focus: Cell | None = op.focus
         self.outcomes = op.outcomes if isinstance(op, Choose) else 0

@@ -28,6 +28,7 @@ from interleaf.runtime.cells import World
 from interleaf.runtime.execution import StepLimit
 from interleaf.runtime.findings import ModelError, Violation, ViolationRaised
 from interleaf.runtime.memory import ALIVE, BLOCK, NOTHING_HELD, Memory
+from interleaf.runtime.objects import Free
 from interleaf.runtime.operations import Task, end_task, intern_task
 
 from .automaton import Automata, Node
@@ -151,9 +152,12 @@ class Machine:
         self.basic = basic = []
         first = True
         begun = cut = 0
+        eager = node.eager
         seen: tuple[Node, int] | None = None
         for count in range(CHAIN_LIMIT):
-            if not first:
+            if eager and not first:
+                self._expect_freeing(node)
+            elif not first:
                 if node.marked:
                     if not self.reduce or self._conflicts(node):
                         break
@@ -321,6 +325,14 @@ class Machine:
         if focus is not None and focus.conflicts & bit:
             return True
         return node.place.exposed
+
+    def _expect_freeing(self, node: Node) -> None:
+        """An eager step may free objects, and nothing else."""
+        if not (isinstance(node.op, Free) or node.releases or node.local):
+            raise ModelError(
+                f"task {node.task} is declared to only free objects, but it does {node.op.name} at {node.op.site[0]}:"
+                f"{node.op.site[1]}. Drop the declaration."
+            )
 
     def _touched(self, node: Node) -> None:
         """The operation of `node` has the footprint that is in the memory now."""

@@ -54,6 +54,7 @@ class Options:
     locks: bool = True
     journal: bool = True
     foresight: bool = True
+    eager: bool = True
     audit: bool = True
 
     def names(self) -> tuple[str, ...]:
@@ -62,6 +63,7 @@ class Options:
             "sleep sets": self.sleep,
             "lock reduction": self.locks,
             "foresight": self.locks and self.foresight and self.journal,
+            "eager freeing": self.eager,
         }
         return tuple(name for name, used in parts.items() if used)
 
@@ -199,16 +201,12 @@ class StateSearch:
         """Give back greenlets and memory."""
         self.machine.close()
 
-    def schedule(self, last: bool = True) -> Schedule:
-        """The schedule of the current path; with `last`, the step that the machine has just made too."""
-        steps: list[Move] = []
-        for frame in self.stack[1:]:
-            name = self.machine.task(frame.arrived[0]).name
-            steps.extend(Move(name, *basic) for basic in frame.arrived[1])
-        if last:
-            name = self.machine.task(self.machine.memory.task).name
-            steps.extend(Move(name, *basic) for basic in self.machine.basic)
-        return tuple(steps)
+    def schedule(self, latest: tuple[int, list[Basic]] | None = None) -> Schedule:
+        """The schedule of the current path, and then the step `latest` of which there is no state yet."""
+        passed = [frame.arrived for frame in self.stack[1:]]
+        if latest is not None:
+            passed.append(latest)
+        return tuple(Move(self.machine.task(task).name, *basic) for task, steps in passed for basic in steps)
 
     def _pass(self) -> bool:
         """Search from the initial state; False if an assumption broke and it must be done again."""
@@ -262,7 +260,7 @@ class StateSearch:
                 frame.todo.append((task, other_choices))
                 frame.size += 1
         if machine.violations:
-            self._report(machine.violations, True)
+            self._report(machine.violations, (task, machine.basic))
         if machine.dead:
             outcome.executions += 1
             return
@@ -292,6 +290,10 @@ class StateSearch:
         mask = 0
         for task in sleep:
             mask |= 1 << task
+        persistent = self._eager(unfinished)
+        if persistent:
+            unfinished = [task for task in unfinished if task == persistent]
+            mask &= 1 << persistent
         stored = self.visited.get(key)
         new = stored is None
         if stored is None:
@@ -306,7 +308,7 @@ class StateSearch:
                 if position is not None:
                     self.stack[position].cyclic = True
                 if self.auditor is not None:
-                    self.auditor.merged(key, self, outcome.executions)
+                    self.auditor.merged(key, self.schedule(arrived))
                 self._bound_executions()
                 return
             mask &= stored
@@ -331,15 +333,30 @@ class StateSearch:
         if not unfinished:
             outcome.executions += 1
             if self.auditor is not None:
-                self.auditor.completed(self, outcome.executions)
+                self.auditor.completed(self)
             self._bound_executions()
+
+    def _eager(self, unfinished: list[int]) -> int:
+        """A task whose step need not be put off, because it only frees what nobody may use any more; 0 if none."""
+        machine = self.machine
+        if not self.options.eager:
+            return 0
+        for task in unfinished:
+            node = machine.nodes[task]
+            if node is not None and node.eager:
+                here = machine.snapshot()
+                able = machine.step(task)
+                machine.restore(here)
+                if able:
+                    return task
+        return 0
 
     def _look(self, unfinished: list[int]) -> None:
         """Check a new state."""
         if self.inspect is not None:
-            self._report(self.inspect(self.machine), False)
+            self._report(self.inspect(self.machine))
         if not unfinished and self.final is not None:
-            self._report(self.final(self.machine), False)
+            self._report(self.final(self.machine))
 
     def _leave(self, frame: _Frame) -> None:
         """Everything from this state is explored."""
@@ -349,12 +366,12 @@ class StateSearch:
         if not frame.awake and not frame.sleep and frame.snapshot.nodes.count(None) < len(frame.snapshot.nodes):
             self._return_to(frame)
             self.outcome.executions += 1
-            self._report([deadlock(machine)], False)
+            self._report([deadlock(machine)])
         elif frame.cyclic:
             self._return_to(frame)
             stuck = spinning(machine)
             if stuck:
-                self._report([Violation(LIVELOCK, stuck)], False)
+                self._report([Violation(LIVELOCK, stuck)])
         if self.on_path.get(frame.key) == len(self.stack) - 1:
             del self.on_path[frame.key]
         self.stack.pop()
@@ -387,11 +404,11 @@ class StateSearch:
             race = race_between(self.machine, frame.snapshot, (task, choices), other, cell)
             if race is not None:
                 violation, steps = race
-                self._add(Found(violation, (*self.schedule(False), *steps), self.outcome.executions + 1))
+                self._add(Found(violation, (*self.schedule(), *steps), self.outcome.executions + 1))
 
-    def _report(self, violations: list[Violation], last: bool) -> None:
+    def _report(self, violations: list[Violation], latest: tuple[int, list[Basic]] | None = None) -> None:
         for violation in violations:
-            self._add(Found(violation, self.schedule(last), self.outcome.executions + 1))
+            self._add(Found(violation, self.schedule(latest), self.outcome.executions + 1))
 
     def _add(self, found: Found) -> None:
         if self.outcome.add(found) and self.stop_at_first:

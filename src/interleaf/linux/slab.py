@@ -15,7 +15,7 @@ from interleaf.runtime.objects import Free
 from interleaf.runtime.values import Value
 
 from .lockdep import might_sleep, place
-from .rcu import call_rcu
+from .rcu import call_rcu, frees_only
 
 T = TypeVar("T", bound=Object)
 
@@ -59,6 +59,7 @@ def kmem_cache_free(obj: Object) -> None:
     perform(_Kfree(obj))
 
 
+@frees_only
 def kfree(obj: Object) -> None:
     """Free an object: from here on every access to it is a use-after-free."""
     perform(_Kfree(obj))

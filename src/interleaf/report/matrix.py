@@ -25,9 +25,12 @@ from interleaf.worker import Result
 PLAIN_WIDTH = 100
 """Characters of a line where the output is no terminal."""
 
+PLAIN_TABLE_WIDTH = 10_000
+"""More than any matrix needs: text that is no terminal's may be as wide as it is."""
+
 NAME_WIDTH = 24
-CELL_WIDTH = 12
-"""Of "? incomplete"."""
+CELL_WIDTH = 14
+"""Of "use-after-free"."""
 
 LOOKS = {
     "holds": ("✓", "+", "green"),
@@ -126,17 +129,27 @@ class Matrix(AbstractContextManager["Matrix"]):
         if self._live is None:
             self.console.print(Text(self._preview), soft_wrap=True)
 
-    def table(self) -> Table:
-        """The matrix as it stands."""
+    def tables(self) -> list[Table]:
+        """The matrix as it stands, in as many tables as are needed to fit a terminal; elsewhere one."""
+        designs = list(dict.fromkeys(_column(request) for request in self.requests))
+        each = len(designs)
+        if self.console.is_terminal:
+            each = max(1, (self.console.width - NAME_WIDTH - 1) // (CELL_WIDTH + 1))
+        return [self._table(designs[first : first + each]) for first in range(0, len(designs), each)]
+
+    def print_to(self, console: Console) -> None:
+        """Print the matrix; as wide as it is, where the output is no terminal."""
+        for table in self.tables():
+            console.print(table, width=None if console.is_terminal else PLAIN_TABLE_WIDTH, crop=False)
+
+    def _table(self, designs: Sequence[str]) -> Table:
         ascii_only = not self.console.encoding.lower().startswith("utf")
         table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
         table.add_column("", width=NAME_WIDTH, overflow="fold")
-        designs = list(dict.fromkeys(_column(request) for request in self.requests))
-        scenarios = list(dict.fromkeys(_row(request) for request in self.requests))
         for design in designs:
-            table.add_column(Text(design), min_width=CELL_WIDTH, overflow="fold")
+            table.add_column(Text(design), width=CELL_WIDTH, overflow="fold")
         at = {(_row(request), _column(request)): position for position, request in enumerate(self.requests)}
-        for scenario in scenarios:
+        for scenario in dict.fromkeys(_row(request) for request in self.requests):
             cells = [self._cell(at.get((scenario, design)), ascii_only) for design in designs]
             table.add_row(Text("\n".join(textwrap.wrap(scenario, NAME_WIDTH))), *cells)
         return table
@@ -156,8 +169,8 @@ class Matrix(AbstractContextManager["Matrix"]):
         text = Text(f"{in_ascii if ascii_only else symbol} {word}", style=style)
         if result.cell is not None:
             violated = [name for name, status in result.cell.verdict.properties if status is Status.VIOLATED]
-            if violated:
-                text.append(f"\n{' '.join(violated)}", style="red")
+            for name in violated:
+                text.append(f"\n{name}", style="red")
             text.append(f"\n{count(result.cell.states)} {duration(result.cell.seconds)}", style="dim")
         return text
 
@@ -166,9 +179,12 @@ class Matrix(AbstractContextManager["Matrix"]):
         done, wanted = len(self.results), len(self.requests)
         elapsed = duration(time.monotonic() - self._began)
         parts: list[Text | Table] = []
-        table = self.table()
-        if len(self.console.render_lines(table)) + len(self._running) + 3 < self.console.height:
-            parts += [table, Text("")]
+        tables = self.tables()
+        if (
+            sum(len(self.console.render_lines(table)) for table in tables) + len(self._running) + 3
+            < self.console.height
+        ):
+            parts += [*tables, Text("")]
         parts += [
             Text(f"{title(self.requests[position])}: {_share(progress)}", no_wrap=True)
             for position, progress in sorted(self._running.items())
@@ -182,6 +198,23 @@ class Matrix(AbstractContextManager["Matrix"]):
 def title(request: Request) -> str:
     """What a request checks."""
     return f"{_row(request)} on {_column(request)}"
+
+
+def reasons(results: Sequence[Result]) -> list[str]:
+    """Why results are not whole answers, a line for each reason."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        if why := reason(result):
+            grouped.setdefault((outcome(result), why), []).append(title(result.request))
+    lines = []
+    for (word, why), titles in grouped.items():
+        if word == "error":
+            lines.append(f"error: {why}")
+        elif len(titles) == 1:
+            lines.append(f"{word}: {titles[0]}: {why}")
+        else:
+            lines.append(f"{word}: {len(titles)} cells, from {titles[0]} to {titles[-1]}: {why}")
+    return lines
 
 
 def summary(result: Result) -> str:

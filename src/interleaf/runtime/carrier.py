@@ -56,6 +56,9 @@ class Op:
     """Touches nothing that another task can reach, so that it never matters when it happens."""
     focus: Cell | None = None
     releases: bool = False
+    eager: bool = False
+    """Begins a step that only frees objects which nobody may use any more. A search may take such a step as soon as
+    it can happen: whoever uses one of them later violates a property, which waiting would only hide."""
     site: tuple[str, int, str] = ("", 0, "")
     """File, line and function of the model code that asked for it."""
 

@@ -13,7 +13,7 @@ from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
 from interleaf.kvm.pfn import kvm_set_pfn_accessed, kvm_set_pfn_dirty
 from interleaf.kvm.tlb import kvm_flush_remote_tlbs_range
 from interleaf.linux.lockdep import lockdep_assert_held_read, lockdep_assert_held_write
-from interleaf.linux.rcu import call_rcu
+from interleaf.linux.rcu import call_rcu, frees_only
 from interleaf.linux.slab import kmem_cache_free
 from interleaf.runtime import checkpoint, routine, warn
 
@@ -200,6 +200,7 @@ def _freeze_child(kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int, shared: bool) 
         del found
 
 
+@frees_only
 def tdp_mmu_free_sp_rcu_callback(sp: KvmMmuPage) -> None:
     """A grace period after a table was disconnected, nobody walks in it any more."""
     kmem_cache_free(sp)
