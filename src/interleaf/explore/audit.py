@@ -20,6 +20,7 @@ from interleaf.runtime.execution import Execution, Schedule
 from interleaf.runtime.findings import ModelError
 
 if TYPE_CHECKING:
+    from .machine import Basic
     from .states import StateSearch
 
 CONTINUATION = 300
@@ -54,16 +55,16 @@ class Auditor:
         finally:
             run.close()
 
-    def merged(self, key: int, way: Schedule) -> None:
-        """A way has led to a state that was seen before."""
+    def merged(self, key: int, search: StateSearch, arrived: tuple[int, list[Basic]]) -> None:
+        """The search's current path and the step `arrived` have led to a state that was seen before."""
         self._merged += 1
         known = self._ways.pop(key, None)
         if known is None:
             if _due(self._merged) or (self._merged & 63 == 0 and len(self._ways) < OFTEN):
-                self._ways[key] = way
+                self._ways[key] = search.schedule(arrived)
             return
         self.audits += 1
-        one, other = self._replayed(known), self._replayed(way)
+        one, other = self._replayed(known), self._replayed(search.schedule(arrived))
         try:
             self._compare(one, other)
             for _ in range(CONTINUATION):

@@ -44,6 +44,7 @@ class Node:
 
     __slots__ = (
         "beside",
+        "bit",
         "bits",
         "carrier",
         "cell",
@@ -76,6 +77,7 @@ class Node:
 
     def __init__(self, task: Task, op: Op, place: Place, zobrist: int) -> None:
         self.task = task
+        self.bit = task.bit
         self.place = place
         self.op = op
         self.zobrist = zobrist

@@ -272,6 +272,19 @@ class Machine:
         self.operations += 1
         return True
 
+    def able(self, index: int) -> bool:
+        """Can the next operation of a task happen now? Nothing is changed."""
+        memory = self.memory
+        node = self.nodes[index]
+        assert node is not None
+        mark, zobrist = len(memory.journal), memory.zobrist
+        memory.begin_step(index)
+        learning, memory.learning = memory.learning, False
+        result = node.op.run(memory)
+        memory.learning = learning
+        memory.rollback(mark, zobrist)
+        return result is not BLOCK
+
     def begin_pass(self) -> None:
         """A search begins, or begins again, from the initial state: use all that has been learned."""
         self.restore(self.initial)
@@ -294,11 +307,12 @@ class Machine:
         A task that is about to wait for the end of this one could not run: what it will do comes after that.
         """
         bit = 1 << index
-        others = [node for node in self.nodes if node is not None and not node.task.bit & bit and not node.joins & bit]
-        self._others = others
+        self._others = others = []
         beside = 0
-        for node in others:
-            beside |= node.task.bit
+        for node in self.nodes:
+            if node is not None and node.bit != bit and not node.joins & bit:
+                others.append(node)
+                beside |= node.bit
         return beside
 
     def _conflicts(self, node: Node) -> bool:
@@ -317,7 +331,7 @@ class Machine:
                 if clash and (touched & other.future_writes & clash or writes & other.future & clash):
                     return True
             return False
-        bit = node.task.bit
+        bit = node.bit
         if life is not None and life.conflicts & bit:
             return True  # it may come too late: somebody else may have freed the object
         if node.releases:

@@ -308,7 +308,7 @@ class StateSearch:
                 if position is not None:
                     self.stack[position].cyclic = True
                 if self.auditor is not None:
-                    self.auditor.merged(key, self.schedule(arrived))
+                    self.auditor.merged(key, self, arrived)
                 self._bound_executions()
                 return
             mask &= stored
@@ -343,12 +343,8 @@ class StateSearch:
             return 0
         for task in unfinished:
             node = machine.nodes[task]
-            if node is not None and node.eager:
-                here = machine.snapshot()
-                able = machine.step(task)
-                machine.restore(here)
-                if able:
-                    return task
+            if node is not None and node.eager and machine.able(task):
+                return task
         return 0
 
     def _look(self, unfinished: list[int]) -> None:
