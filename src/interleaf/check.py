@@ -114,7 +114,7 @@ def check(request: Request, progress: Callable[[Progress], None] | None = None) 
     for outcome in outcomes:
         for found in outcome.found:
             merged.add(found)
-    findings = tuple(_retell(request, scenario, design, digest, setup, found) for found in merged.found)
+    findings = tuple(_retell(request, scenario, design, digest, merged.found))
     main = outcomes[0]
     return Cell(
         request,
@@ -161,33 +161,49 @@ def _search(
     return outcomes
 
 
-def _retell(
-    request: Request, scenario: Scenario, design: Design, digest: str, setup: Callable[[], object], found: Found
-) -> Finding:
-    """The finding with the shortest story that can be found for it."""
-    violation, schedule, preemptions = found.violation, found.schedule, None
+def _retell(request: Request, scenario: Scenario, design: Design, digest: str, found: list[Found]) -> list[Finding]:
+    """The findings, each with the shortest story that can be found for it.
+
+    First the parameters of the scenario are lowered as far as all of them still show, then the preemptions.
+    """
+    retold = [one.signature for one in found if not one.race]
     parameters = request.parameters
-    short = shortest(
-        setup,
-        lambda other: other.signature == violation.signature,
-        preemptions=STORY_PREEMPTIONS,
-        states=STORY_STATES,
-    )
-    if short is not None:
-        schedule, preemptions = short[0].schedule, short[1]
-    return Finding(
-        violation.rule,
-        violation.message,
-        request.scenario,
-        request.design,
-        request.dropped,
-        parameters,
-        schedule,
-        preemptions,
-        found.executions,
-        violation.object,
-        digest,
-    )
+    stories = _stories(scenario, design, parameters, retold)
+    for parameter in scenario.parameters:
+        given = dict(parameters)
+        if given.get(parameter.name, parameter.default) <= parameter.minimum or len(retold) < len(found):
+            continue
+        fewer = tuple(sorted((given | {parameter.name: parameter.minimum}).items()))
+        smaller = _stories(scenario, design, fewer, retold)
+        if smaller.keys() == set(retold):
+            parameters, stories = fewer, smaller
+    findings = []
+    for one in found:
+        story, preemptions = stories.get(one.signature, (one, None))
+        violation = one.violation
+        findings.append(
+            Finding(
+                violation.rule,
+                violation.message,
+                request.scenario,
+                request.design,
+                request.dropped,
+                parameters,
+                story.schedule,
+                preemptions,
+                one.executions,
+                violation.object,
+                digest,
+            )
+        )
+    return findings
+
+
+def _stories(
+    scenario: Scenario, design: Design, parameters: tuple[tuple[str, int], ...], wanted: list[tuple[str, str]]
+) -> dict[tuple[str, str], tuple[Found, int]]:
+    setup = functools.partial(scenario.setup, design, **dict(parameters))
+    return shortest(setup, wanted, preemptions=STORY_PREEMPTIONS, states=STORY_STATES)
 
 
 def digest_of(request: Request) -> str:

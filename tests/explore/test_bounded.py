@@ -11,6 +11,9 @@ from interleaf.runtime import Execution, World
 from .programs import deadlocking, lock_benchmark, racy_worker
 
 
+LOST = ("sum", "updates are lost")
+
+
 def replayed(setup, schedule):
     run = Execution(World(), setup)
     steps = list(run.replay(schedule))
@@ -31,9 +34,7 @@ def test_no_preemption_is_not_enough_for_a_lost_update_and_one_is():
 
 def test_the_shortest_story_has_the_fewest_preemptions_and_replays():
     setup = lock_benchmark(2, 2, racy_worker)
-    short = shortest(setup, lambda violation: violation.rule == "sum", preemptions=3, states=10_000)
-    assert short is not None
-    found, preemptions = short
+    ((found, preemptions),) = shortest(setup, [LOST], preemptions=3, states=10_000).values()
     assert preemptions == 1
     steps = replayed(setup, found.schedule)
     assert [violation.rule for violation in steps[-1].violations] == ["sum"]
@@ -41,19 +42,19 @@ def test_the_shortest_story_has_the_fewest_preemptions_and_replays():
 
 
 def test_the_story_of_a_deadlock_is_two_acquisitions():
-    short = shortest(deadlocking, lambda violation: violation.rule == "deadlock", preemptions=3, states=1_000)
-    assert short is not None
-    assert [move.task for move in short[0].schedule] == ["ab", "ba"]
-    assert short[1] == 1
+    waits = ("deadlock", "ab waits in acquire (_nested); ba waits in acquire (_nested)")
+    ((found, preemptions),) = shortest(deadlocking, [waits], preemptions=3, states=1_000).values()
+    assert [move.task for move in found.schedule] == ["ab", "ba"]
+    assert preemptions == 1
 
 
 def test_what_is_not_there_is_not_found():
-    assert shortest(lock_benchmark(2, 2), lambda violation: True, preemptions=2, states=10_000) is None
+    assert shortest(lock_benchmark(2, 2), [LOST], preemptions=2, states=10_000) == {}
 
 
 def test_too_few_states_give_no_story():
     setup = lock_benchmark(3, 3, racy_worker)
-    assert shortest(setup, lambda violation: True, preemptions=3, states=3) is None
+    assert shortest(setup, [LOST], preemptions=3, states=3) == {}
 
 
 def test_a_bounded_search_needs_its_bound():

@@ -12,18 +12,22 @@ proof: an `Outcome` from here is not exhaustive, whatever was found.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from interleaf.runtime.cells import World
 from interleaf.runtime.execution import Move, Schedule, StepLimit
 from interleaf.runtime.findings import Violation
 
 from .livelock import alternatives
-from .machine import Basic, Choices, Machine, Snapshot, Undisciplined
+from .machine import Basic, Choices, Machine, Snapshot
 from .outcome import DEADLOCK, Bounds, Found, Outcome
 
-Wanted = Callable[[Violation], bool]
+PATIENCE = 500
+"""Steps that a pass goes on after its first unknown conflict."""
+
+Signature: TypeAlias = tuple[str, str]
 Inspect = Callable[[Machine], list[Violation]]
 
 
@@ -45,8 +49,8 @@ class _Frame:
 class BoundedSearch:
     """All executions with at most `bounds.preemptions` preemptions.
 
-    `inspect` looks at every state, `final` at those in which all tasks have ended. With `wanted`, other
-    violations are passed over and the first wanted one ends the search.
+    `inspect` looks at every state, `final` at those in which all tasks have ended. With `wanted` (signatures of
+    violations), others are passed over, and the search ends when all of these are found.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class BoundedSearch:
         setup: Callable[[], object],
         bounds: Bounds,
         *,
-        wanted: Wanted | None = None,
+        wanted: Collection[Signature] | None = None,
         inspect: Inspect | None = None,
         final: Inspect | None = None,
     ) -> None:
@@ -62,11 +66,11 @@ class BoundedSearch:
             raise ValueError("a bounded search needs a bound on preemptions")
         self.bounds = bounds
         self.budget = bounds.preemptions
-        self.wanted = wanted
+        self.wanted = set(wanted) if wanted is not None else None
         self.inspect = inspect
         self.final = final
         self.world = World()
-        self.machine = Machine(self.world, setup)
+        self.machine = Machine(self.world, setup, patient=True, foresight=True)
         self.outcome = Outcome("bounded", reductions=("call frames", "lock reduction"))
         self.visited: dict[tuple[int, int], int] = {}
         """The largest budget with which a (state, last task) was explored."""
@@ -93,16 +97,16 @@ class BoundedSearch:
 
     def _pass(self) -> bool:
         machine, stack = self.machine, self._stack
-        machine.restore(machine.initial)
+        machine.begin_pass()
         self.visited.clear()
         stack.clear()
-        try:
-            self._push(-1, self.budget, ("", []))
-            while stack:
-                self._advance(stack[-1])
-        except Undisciplined:
-            return False
-        return True
+        self._push(-1, self.budget, ("", []))
+        transitions = self.outcome.transitions
+        while stack:
+            self._advance(stack[-1])
+            if machine.surprised and self.outcome.transitions > transitions + PATIENCE:
+                break
+        return not machine.surprised
 
     def _advance(self, frame: _Frame) -> None:
         machine = self.machine
@@ -171,12 +175,14 @@ class BoundedSearch:
 
     def _report(self, violations: list[Violation], steps: Schedule) -> None:
         for violation in violations:
-            if self.wanted is not None and not self.wanted(violation):
+            if self.wanted is not None and violation.signature not in self.wanted:
                 continue
             before = (Move(frame.arrived[0], *basic) for frame in self._stack[1:] for basic in frame.arrived[1])
             self.outcome.add(Found(violation, (*before, *steps), self.outcome.executions + 1))
             if self.wanted is not None:
-                raise _Enough("found")
+                self.wanted.discard(violation.signature)
+                if not self.wanted:
+                    raise _Enough("all that was wanted is found")
 
 
 def deadlock(machine: Machine) -> Violation:
@@ -188,24 +194,29 @@ def deadlock(machine: Machine) -> Violation:
 
 def shortest(
     setup: Callable[[], object],
-    wanted: Wanted,
+    wanted: Collection[Signature],
     *,
     preemptions: int,
     states: int,
     inspect: Inspect | None = None,
     final: Inspect | None = None,
-) -> tuple[Found, int] | None:
-    """A wanted violation with the fewest preemptions, and how many; None if it was not found.
+) -> dict[Signature, tuple[Found, int]]:
+    """For each wanted violation that is found: the schedule with the fewest preemptions, and how many.
 
     At most `preemptions` are tried, and at most `states` states are visited for each number of them.
     """
+    stories: dict[Signature, tuple[Found, int]] = {}
     for budget in range(preemptions + 1):
+        left = [signature for signature in wanted if signature not in stories]
+        if not left:
+            break
         bounds = Bounds(states=states, preemptions=budget)
-        search = BoundedSearch(setup, bounds, wanted=wanted, inspect=inspect, final=final)
+        search = BoundedSearch(setup, bounds, wanted=left, inspect=inspect, final=final)
         try:
-            found = search.run().found
+            for found in search.run().found:
+                stories[found.signature] = (found, budget)
         finally:
             search.close()
-        if found:
-            return found[0], budget
-    return None
+        if len(search.visited) >= states:
+            break
+    return stories

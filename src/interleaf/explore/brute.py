@@ -1,10 +1,11 @@
 """Brute force: every interleaving, one after the other, with no reduction at all.
 
-For small programs, to compare the real engines with. Tasks are switched before every access
-to shared state, plain ones too, nothing is merged, and nothing is left out but to go on from a state in which
-the same execution was before, so there is little here that could be wrong. `live` runs each interleaving from
-the start in greenlets (stateless search in the manner of VeriSoft, Godefroid, POPL 1997); otherwise a `Machine`
-without reductions returns to earlier states, which is faster and trusts its automata and its undo journal.
+For small programs, to compare the real engines with. Tasks are switched before every access to shared state, plain
+ones too. Nothing is merged, and nothing is left out but to go on from a state in which the same execution has been
+before, so there is little here that could be wrong. `live` runs each interleaving from the start in greenlets
+(stateless search in the manner of VeriSoft, Godefroid, POPL 1997); otherwise a `Machine` without reductions returns to
+earlier states, which is faster and trusts its automata and its undo journal. With `merge`, a state that any execution
+has been in is not gone on from: for programs with too many interleavings, and it trusts the hash of states.
 """
 
 from __future__ import annotations
@@ -237,16 +238,20 @@ class BruteForce:
     Honoured bounds: executions, seconds, and steps in one execution. Each of them makes the search incomplete.
     """
 
-    def __init__(self, setup: Callable[[], object], *, bounds: Bounds | None = None, live: bool = True) -> None:
+    def __init__(
+        self, setup: Callable[[], object], *, bounds: Bounds | None = None, live: bool = True, merge: bool = False
+    ) -> None:
         self.bounds = bounds or Bounds()
         if self.bounds.states is not None or self.bounds.preemptions is not None:
             raise ModelError("brute force cannot honour a bound on states or preemptions: leave it out.")
+        self.merge = merge
         self.world = World()
         self.driver: Driver = Live(self.world, setup) if live else Remembered(self.world, setup)
         self.outcome = Outcome("brute force")
         self.finals: set[Final] = set()
         self._path: list[_State] = []
-        self._on_path: set[Hashable] = set()
+        self._seen: set[Hashable] = set()
+        """The states of the path; with `merge`, all."""
         self._began = 0.0
 
     def run(self) -> Outcome:
@@ -260,6 +265,7 @@ class BruteForce:
             outcome.exhaustive = not outcome.stopped
         except StepLimit as limit:
             outcome.stopped = str(limit)
+        outcome.states = len(self._seen)
         outcome.seconds = time.monotonic() - self._began
         outcome.exercised = dict(self.world.exercised)
         return outcome
@@ -273,9 +279,9 @@ class BruteForce:
         if len(self._path) > self.bounds.steps:
             raise StepLimit(f"an execution is longer than {self.bounds.steps} steps")
         state = self.driver.state()
-        if state in self._on_path:
-            return  # round in a circle: nothing new can come of it
-        self._on_path.add(state)
+        if state in self._seen:
+            return
+        self._seen.add(state)
         self._path.append(_State(state, [(task, ()) for task in reversed(self.driver.unfinished())]))
 
     def _advance(self, state: _State) -> None:
@@ -285,7 +291,8 @@ class BruteForce:
             if not state.awake:
                 self._ended()
             self._path.pop()
-            self._on_path.remove(state.state)
+            if not self.merge:
+                self._seen.remove(state.state)
             return
         task, choices = state.todo.pop()
         driver.back(len(self._path) - 1)

@@ -23,6 +23,8 @@ class Found:
     schedule: Schedule
     executions: int = 0
     """How many executions the search had made when it found this, this one included."""
+    race: bool = False
+    """Two steps that nothing orders were seen side by side; the schedule ends with the two."""
 
     @property
     def signature(self) -> tuple[str, str]:

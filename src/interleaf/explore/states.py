@@ -400,7 +400,7 @@ class StateSearch:
             race = race_between(self.machine, frame.snapshot, (task, choices), other, cell)
             if race is not None:
                 violation, steps = race
-                self._add(Found(violation, (*self.schedule(), *steps), self.outcome.executions + 1))
+                self._add(Found(violation, (*self.schedule(), *steps), self.outcome.executions + 1, race=True))
 
     def _report(self, violations: list[Violation], latest: tuple[int, list[Basic]] | None = None) -> None:
         for violation in violations:
