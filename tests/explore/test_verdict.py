@@ -52,7 +52,7 @@ def test_a_finding_is_a_violation_even_if_the_search_is_not_complete():
         (Outcome("hunt", stopped="random schedules only"), Bounds(executions=5)),
         (Outcome("bounded", stopped="at most 2 preemptions were tried"), Bounds(preemptions=2)),
         (Outcome("hunt", exhaustive=True), Bounds()),  # an engine that proves nothing, whatever it claims
-        (complete(), Bounds(preemptions=2)),  # a bound is never a proof
+        (complete(), Bounds(preemptions=2)),  # executions were left out
     ],
 )
 def test_anything_less_is_incomplete(outcome, bounds):
@@ -60,6 +60,10 @@ def test_anything_less_is_incomplete(outcome, bounds):
     assert verdict.status is Status.INCOMPLETE
     assert verdict.reason
     assert verdict.certificate is None
+
+
+def test_a_bound_that_stopped_nothing_does_no_harm():
+    assert judge(SUBJECT, [complete()], (), Bounds(seconds=60, states=1_000), 1).status is Status.HOLDS
 
 
 def test_no_search_at_all_is_incomplete():

@@ -3,8 +3,8 @@
 The search believes that model code is deterministic, that functions share nothing but fields of model objects,
 and that equal states behave alike. It does not take that on trust:
 
-* **run twice**: every n-th completed execution is run again for real, in greenlets without automata, and must
-  end in the same memory with the same violations;
+* **run twice**: every n-th completed execution is run again for real, in greenlets without automata; each task must
+  be in the same state after each step, and the memory at the end;
 * **merge audit**: now and then, when two ways have led to one state, both are replayed, and then both are
   run on under the same random schedule; every operation on the way must be the same.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from interleaf.runtime.cells import World
-from interleaf.runtime.execution import Execution, Schedule
+from interleaf.runtime.execution import Execution, Move, Schedule
 from interleaf.runtime.findings import ModelError
 
 if TYPE_CHECKING:
@@ -48,8 +48,16 @@ class Auditor:
         if not _due(self._completed):
             return
         self.audits += 1
-        run = self._replayed(search.schedule())
+        run = Execution(self.world, self.setup)
+        automata = search.machine.automata
         try:
+            for frame in search.stack[1:]:
+                name = search.machine.task(frame.arrived[0]).name
+                for _ in run.replay([Move(name, *basic) for basic in frame.arrived[1]]):
+                    pass
+                for index, carrier in () if automata.flat else run.carriers.items():
+                    if automata.nodes.get((index, carrier.state)) is not frame.snapshot.nodes[index]:
+                        self._differs(f"run twice with the same schedule, task {self.world.tasks[index]} did otherwise")
             if run.memory.zobrist != search.machine.memory.zobrist or run.unfinished:
                 self._differs("run twice with the same schedule, it ended in another state")
         finally:

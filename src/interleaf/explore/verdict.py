@@ -77,7 +77,8 @@ def judge(
 ) -> Verdict:
     """The verdict on `subject` from its searches; `properties` are the names to report on beside those met.
 
-    Raises ModelError if two exhaustive engines contradict each other.
+    A bound that stopped nothing does no harm; one on preemptions leaves executions out whatever it stopped. Raises
+    ModelError if two exhaustive engines contradict each other.
     """
     complete = [outcome for outcome in outcomes if outcome.exhaustive and outcome.engine in PROOF_ENGINES]
     _agree(complete)
@@ -85,7 +86,7 @@ def judge(
     exercised = set(ALWAYS_CHECKED)
     for outcome in outcomes:
         exercised.update(outcome.exercised)
-    exhaustive = bool(complete) and not bounds.given()
+    exhaustive = bool(complete) and bounds.preemptions is None
     by_states = any(outcome.engine == "states" for outcome in complete)
     statuses = []
     for name in sorted(exercised | violated | set(properties)):

@@ -169,7 +169,7 @@ class Execution:
         self.steps.append(step)
         return step
 
-    def replay(self, schedule: Schedule) -> Iterator[Step]:
+    def replay(self, schedule: Iterable[Move]) -> Iterator[Step]:
         """Run the steps of `schedule`; ModelError names the step where the model no longer follows it."""
         for position, (name, choices, operations) in enumerate(schedule):
             running = {task.name: task for task in self.unfinished}
