@@ -211,7 +211,7 @@ class Machine:
                     nodes[index] = None
                     break
                 else:
-                    memory.glued = not first and not node.releases
+                    memory.glued = not first and not eager and not node.releases
                     memory.plainly = not node.marked
                     if foresight:
                         reads, writes = memory.reads, memory.writes
