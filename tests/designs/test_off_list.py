@@ -19,6 +19,7 @@ from interleaf.kvm.zap import set_nx_huge_pages
 from interleaf.linux.rwlock import read_lock, read_unlock
 from interleaf.mm.mm import mmap
 from interleaf.runtime import spawn
+from interleaf.scenarios import of_claims
 from tests.kvm.tdp.stage import make_vm, populate
 
 BEHIND_TOP_ENTRY = 1 << 27
@@ -128,7 +129,7 @@ def test_a_plain_list_add_is_enough_while_roots_are_made_under_the_write_lock() 
 
 
 def test_a_walk_that_starts_again_is_looked_at() -> None:
-    outcome = search(invalidate_and_walk, OFF_LIST)
+    outcome = search(of_claims()["invalidate-vs-walk-and-create"].setup, OFF_LIST)
     assert not outcome.found
     for known in ("walk-restart-sees-only-new-roots", "walk-misses-no-valid-root", "get-root-invalid", "I5"):
         assert outcome.exercised[known]

@@ -33,7 +33,7 @@ from interleaf.linux.rcu import call_rcu
 from interleaf.linux.refcount import refcount_dec_and_test, refcount_inc, refcount_inc_not_zero, refcount_set
 from interleaf.linux.rwlock import read_lock, read_unlock, write_lock, write_unlock
 from interleaf.linux.spinlock import spin_lock, spin_unlock
-from interleaf.runtime import Embedded, Object, current_task, free, new, routine, say, warn
+from interleaf.runtime import Embedded, Object, current_task, exercise, free, new, routine, say, warn
 
 from .series_v1 import SERIES_V1
 from .zap_gfn_range import zap_whole_root
@@ -176,7 +176,10 @@ def _reference(kvm: Kvm, root: KvmMmuPage) -> bool:
     if not kvm.design.obeys(INVALIDATE_TAKES_REFERENCE):
         return True
     if kvm.design.obeys(SKIP_ZERO_REFCOUNT):
-        return tdp_mmu.kvm_tdp_mmu_get_root(kvm, root)
+        taken = tdp_mmu.kvm_tdp_mmu_get_root(kvm, root)
+        if not taken:
+            exercise("invalidate-skips-unreferenced-root")
+        return taken
     refcount_inc(root.tdp_mmu_root_count)
     takes_reference(root)
     return True

@@ -2,19 +2,22 @@
 
 from interleaf.kvm.design import Design
 from interleaf.kvm.page_fault import INVALID_SLOT_RETRY, NOTIFIER_RETRY, STALE_ROOT_CHECK
+from interleaf.kvm.request import RELOAD_REQUEST
 from interleaf.kvm.tdp import roots, unmap
-from interleaf.kvm.tdp.changed import DEFERRED_BOOKKEEPING, XCHG_VOLATILE
+from interleaf.kvm.tdp.changed import ATOMIC_ZAP_FLUSHES, DEFERRED_BOOKKEEPING, XCHG_VOLATILE
 from interleaf.kvm.tdp.iter import ITER_YIELDED
 from interleaf.kvm.tdp.zap import FLUSH_IN_RCU, FORWARD_PROGRESS, SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST
 from interleaf.kvm.zap import ZAP_ALL_SLOTS_LOCK
 
 RULES = (
+    ATOMIC_ZAP_FLUSHES,
     DEFERRED_BOOKKEEPING,
     FLUSH_IN_RCU,
     FORWARD_PROGRESS,
     INVALID_SLOT_RETRY,
     ITER_YIELDED,
     NOTIFIER_RETRY,
+    RELOAD_REQUEST,
     SKIP_FLUSH_INVALID,
     STALE_ROOT_CHECK,
     XCHG_VOLATILE,

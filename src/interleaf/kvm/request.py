@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from interleaf.runtime import Memory, operation
 
+from .design import rule
 from .kvm_host import Kvm, KvmRequest, KvmVcpu
+
+RELOAD_REQUEST = rule(
+    "invalidate-requests-reload",
+    "Whoever invalidates all roots requests all vCPUs to take new ones, so that no guest code runs on an invalid root.",
+    "b7cccd397f31",
+)
 
 
 @operation(words=lambda kvm, request, _: f"requests {request.name} from all vCPUs, which leave the guest")
@@ -34,9 +41,11 @@ def kvm_check_requests(memory: Memory, vcpu: KvmVcpu) -> int:
 
 def kvm_reload_remote_mmus(kvm: Kvm) -> None:
     """Make all vCPUs put their roots and load new ones (up to v5.17)."""
-    kvm_make_all_cpus_request(kvm, KvmRequest.MMU_RELOAD)
+    if kvm.design.obeys(RELOAD_REQUEST):
+        kvm_make_all_cpus_request(kvm, KvmRequest.MMU_RELOAD)
 
 
 def kvm_free_obsolete_remote_roots(kvm: Kvm) -> None:
     """Make all vCPUs put those of their roots that are obsolete (v5.18 on)."""
-    kvm_make_all_cpus_request(kvm, KvmRequest.MMU_FREE_OBSOLETE_ROOTS)
+    if kvm.design.obeys(RELOAD_REQUEST):
+        kvm_make_all_cpus_request(kvm, KvmRequest.MMU_FREE_OBSOLETE_ROOTS)

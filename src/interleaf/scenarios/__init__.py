@@ -39,7 +39,7 @@ from pathlib import Path
 
 from interleaf.runtime import ModelError
 
-from . import lifecycle, memslots, notifiers, vcpus, walks
+from . import claims, lifecycle, memslots, notifiers, vcpus, walks
 from .scenario import Parameter, Scenario, scenario, scenarios_of
 from .stage import DUMMY_GFN, DUMMY_HVA, FAR_GFN, GUEST_HVA, destroy_after, load_roots, make_vm, populate
 
@@ -52,6 +52,11 @@ def library() -> dict[str, Scenario]:
     return found
 
 
+def of_claims() -> dict[str, Scenario]:
+    """The scenarios that decide the claims of a patch, by name. They are not in the library, but can be loaded."""
+    return scenarios_of(claims)
+
+
 def load(spec: str) -> Scenario:
     """The scenario called `spec` in the library, the one in `path/file.py`, or `name` in `path/file.py:name`.
 
@@ -59,7 +64,7 @@ def load(spec: str) -> Scenario:
     """
     file, _, name = spec.partition(":")
     if not file.endswith(".py"):
-        return _pick(spec, library(), f"there is no scenario {spec!r} in the library")
+        return _pick(spec, library() | of_claims(), f"there is no scenario {spec!r} in the library")
     found = _scenarios_in(Path(file))
     if name:
         return _pick(name, found, f"{file} has no scenario {name!r}")
@@ -106,6 +111,7 @@ __all__ = [
     "load",
     "load_roots",
     "make_vm",
+    "of_claims",
     "populate",
     "scenario",
 ]

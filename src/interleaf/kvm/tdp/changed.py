@@ -38,6 +38,11 @@ XCHG_VOLATILE = rule(
     "is lost.",
     "ba3a6120a4e7",
 )
+ATOMIC_ZAP_FLUSHES = rule(
+    "atomic-zap-flushes",
+    "An atomic zap flushes what it has zapped from the TLBs before it lets others fill the entry again.",
+    "08f07c800e9d",
+)
 REMOVED_PT_FLUSHES = rule(
     "removed-pt-flushes",
     "Whoever removes a table flushes its range from the TLBs at once, instead of leaving that to the caller.",
@@ -84,7 +89,8 @@ def tdp_mmu_zap_spte_atomic(kvm: Kvm, it: TdpIter) -> int | None:
         return found
     if not deferred:
         handle_changed_spte(kvm, it.gfn, it.old_spte, design.removed_spte, it.level, True)
-    kvm_flush_remote_tlbs_range(kvm, it.gfn, pages_per_entry(it.level))
+    if design.obeys(ATOMIC_ZAP_FLUSHES):
+        kvm_flush_remote_tlbs_range(kvm, it.gfn, pages_per_entry(it.level))
     write_spte(kvm, it.root, it.sp, it.gfn, it.level, design.shadow_nonpresent_value)
     if deferred:
         handle_changed_spte(kvm, it.gfn, it.old_spte, design.shadow_nonpresent_value, it.level, True)

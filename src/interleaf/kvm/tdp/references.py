@@ -169,9 +169,9 @@ def walk_restarts(memory: Memory, kvm: Kvm, prev: KvmMmuPage) -> None:
     Property "walk-restart-sees-only-new-roots": all roots there were added after that invalidation.
     """
     name = "walk-restart-sees-only-new-roots"
-    memory.exercise(name)
     died = memory.look(ghost.died.cell(prev))
     for root in roots_on_list(memory, kvm):
+        memory.exercise(name)
         born = memory.look(ghost.born.cell(root))
         if born is not None and born < died:
             message = (
