@@ -42,11 +42,13 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "check": frozenset({*_KERNEL, "explore"}),
     "worker": frozenset({*_KERNEL, "explore", "check"}),
     "campaign": frozenset({*_KERNEL, "explore", "check", "worker"}),
-    "report": frozenset({*_KERNEL, "explore", "ftrace", "check", "worker"}),
+    "claims": frozenset({*_KERNEL, "explore", "check", "worker"}),
+    "report": frozenset({*_KERNEL, "explore", "ftrace", "check", "worker", "claims"}),
 }
 # The command line's own modules, each above the one before.
 MAY_IMPORT["arguments"] = frozenset(MAY_IMPORT)
 MAY_IMPORT["checking"] = frozenset(MAY_IMPORT)
+MAY_IMPORT["deciding"] = frozenset(MAY_IMPORT)
 MAY_IMPORT["showing"] = frozenset(MAY_IMPORT)
 # These stand on top: they may import anything, and nothing below may import them.
 MAY_IMPORT["pytest_plugin"] = frozenset(MAY_IMPORT)

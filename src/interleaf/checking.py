@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -39,7 +40,7 @@ class Outputs:
 
 
 @dataclass(slots=True)
-class _Told:
+class Told:
     """A finding, its replay, and where else the same was found."""
 
     finding: Finding
@@ -51,26 +52,29 @@ class _Told:
 
 def check(requests: Sequence[Request], workers: int | None, outputs: Outputs) -> int:
     """Check the requests, show and write the results; returns the exit code. Raises Refused."""
-    _expect_writable(outputs)
+    expect_writable(outputs)
     began = time.monotonic()
     with Matrix(requests, console_for(stderr=True)) as matrix:
         results = run(requests, workers=workers, listener=matrix)
-    told = [_retold(finding, others) for finding, others in distinct(results)]
-    names: list[str] = []
-    for known in told:
-        names.append(_file_name(known.finding, names))
-    _write(results, told, names, outputs)
+    told = [retold(finding, others) for finding, others in distinct(results)]
+    write(results, told, outputs)
     console = console_for(stderr=outputs.json_alone)
     if len(requests) > 1:
         shown = Matrix(requests, console)
         shown.results = dict(enumerate(results))
         shown.print_to(console)
     _print_results(console, results, time.monotonic() - began)
+    print_stories(console, told, outputs)
+    return exit_code(results)
+
+
+def print_stories(console: Console, told: Sequence[Told], outputs: Outputs) -> None:
+    """The story of each finding, in the order in which `write` has written them."""
+    names = _file_names(told)
     for number, finding in enumerate(told, 1):
         console.print(Text(f"\n{'=' * min(WIDTH, console.width)}\n"))
         new = all(known.finding.property != finding.finding.property for known in told[: number - 1])
         _print_story(console, finding, _replay_command(number, names[number - 1], outputs), new)
-    return exit_code(results)
 
 
 def exit_code(results: Sequence[Result]) -> int:
@@ -106,25 +110,26 @@ def _length(finding: Finding) -> tuple[float, int]:
     return preemptions, len(finding.schedule)
 
 
-def _retold(finding: Finding, others: list[Finding]) -> _Told:
+def retold(finding: Finding, others: Sequence[Finding]) -> Told:
+    """The finding with its replay, or with why there is none; `others` are the same in other cells."""
     cells = [f"{other.scenario} on {other.design}" for other in others]
     try:
-        return _Told(finding, narrated(finding), "", cells)
+        return Told(finding, narrated(finding), "", cells)
     except Exception as error:
         request = Request(finding.scenario, finding.design, finding.dropped)
-        return _Told(finding, None, explain(request, error), cells)
+        return Told(finding, None, explain(request, error), cells)
 
 
-def _write(results: Sequence[Result], told: Sequence[_Told], names: Sequence[str], outputs: Outputs) -> None:
-    """Write what was asked for, the findings under `names`. Raises Refused."""
+def write(results: Sequence[Result], told: Sequence[Told], outputs: Outputs, **more: Any) -> None:
+    """Write what was asked for; `more` are further parts of the document. Raises Refused."""
     entries = [document.finding_entry(known.finding, known.narration) for known in told]
     try:
         if outputs.findings is not None:
-            for name, entry in zip(names, entries, strict=True):
+            for name, entry in zip(_file_names(told), entries, strict=True):
                 document.write(outputs.findings / name, document.to_text(document.finding_document(entry)))
         if outputs.json is not None:
             cells = [document.cell_entry(got.request, got.cell, got.error, got.stopped) for got in results]
-            text = document.to_text(document.check_document(cells, entries))
+            text = document.to_text(document.check_document(cells, entries) | more)
             if outputs.json_alone:
                 print(text, end="", flush=True)
             else:
@@ -188,7 +193,7 @@ def _vacuous_everywhere(cells: Sequence[Cell]) -> list[str]:
     return sorted(set.intersection(*vacuous))
 
 
-def _print_story(console: Console, known: _Told, replay: str, explained: bool) -> None:
+def _print_story(console: Console, known: Told, replay: str, explained: bool) -> None:
     if known.narration is None:
         console.print(Text(f"{known.finding.property}: {known.finding.message}", style="bold red"), soft_wrap=True)
         console.print(Text(f"This cannot be replayed: {known.trouble}", style="yellow"), soft_wrap=True)
@@ -207,6 +212,13 @@ def _replay_command(number: int, name: str, outputs: Outputs) -> str:
     return f"add --findings DIR to this command, then: interleaf show DIR/{name}"
 
 
+def _file_names(told: Sequence[Told]) -> list[str]:
+    names: list[str] = []
+    for known in told:
+        names.append(_file_name(known.finding, names))
+    return names
+
+
 def _file_name(finding: Finding, taken: Sequence[str]) -> str:
     parts = [Path(finding.scenario.partition(":")[0]).stem, finding.design.rpartition("/")[2], *finding.dropped]
     stem = "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in "-".join(parts))
@@ -216,7 +228,8 @@ def _file_name(finding: Finding, taken: Sequence[str]) -> str:
     return name
 
 
-def _expect_writable(outputs: Outputs) -> None:
+def expect_writable(outputs: Outputs) -> None:
+    """Make the folder for findings. Raises Refused if the results could not be written, before the search."""
     try:
         if outputs.findings is not None:
             outputs.findings.mkdir(parents=True, exist_ok=True)

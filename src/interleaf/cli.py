@@ -16,9 +16,9 @@ from interleaf import __version__
 UNUSABLE = 2
 
 EXIT_CODES = (
-    "Exit codes: 0 all properties hold; 1 a property is violated; 2 bad usage, input or output, or a scenario that "
-    "cannot be checked; 3 incomplete: a bound, Ctrl-C, SIGTERM or a killed worker ended it early, and nothing was "
-    "found to be violated. Of several, the one named first of 2, 1, 3 counts."
+    "Exit codes: 0 all properties hold; 1 a property is violated, or a claim fails; 2 bad usage, input or output, or a "
+    "scenario that cannot be checked; 3 incomplete: a bound, Ctrl-C, SIGTERM or a killed worker ended it early, and "
+    "nothing was found to be violated. Of several, the one named first of 2, 1, 3 counts."
 )
 
 app = typer.Typer(name="interleaf", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -82,6 +82,13 @@ def check(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=N", help="Set a parameter of the scenarios.")
     ] = None,
+    claims: Annotated[
+        bool,
+        typer.Option(
+            "--claims",
+            help='Decide what the patch "Take TDP MMU roots off list" says about itself; 1 if a claim fails.',
+        ),
+    ] = False,
 ) -> None:
     """Check scenarios on designs: every interleaving, a verdict for each cell, a story for each finding."""
     from interleaf.arguments import requests_for
@@ -89,6 +96,22 @@ def check(
     from interleaf.checking import check as run
     from interleaf.explore.outcome import Bounds
 
+    if claims:
+        from interleaf.deciding import check_claims, expect_no_others
+
+        others = {
+            "the scenarios": scenario,
+            "--design": design,
+            "--drop": drop,
+            "--engine": None if engine == "states" else engine,
+            "--preemptions": preemptions,
+            "--states": states,
+            "--executions": executions,
+            "--seconds": seconds,
+            "--set": set_,
+        }
+        expect_no_others([name for name, value in others.items() if value not in (None, [])])
+        raise typer.Exit(check_claims(workers, seed, Outputs(json, findings)))
     bounds = Bounds(states, executions, seconds, preemptions)
     requests = requests_for(scenario or [], design or [], drop or [], engine, bounds, seed, set_ or [])
     raise typer.Exit(run(requests, workers, Outputs(json, findings)))
