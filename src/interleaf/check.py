@@ -23,7 +23,7 @@ from interleaf.explore.states import Progress, StateSearch
 from interleaf.explore.steps import StepSearch
 from interleaf.explore.verdict import Status, Subject, Verdict, judge
 from interleaf.kvm.design import Design
-from interleaf.properties import NAMES
+from interleaf.properties import MADE_OF, NAMES
 from interleaf.runtime import ModelError, Schedule
 from interleaf.scenarios import Scenario
 
@@ -109,7 +109,7 @@ def check(request: Request, progress: Callable[[Progress], None] | None = None) 
     digest = digest_of(request)
     outcomes = _search(request, setup, progress)
     subject = Subject(scenario.name, design.name, digest)
-    verdict = judge(subject, outcomes, NAMES, request.bounds, request.seed)
+    verdict = judge(subject, outcomes, NAMES, request.bounds, request.seed, MADE_OF)
     merged = Outcome("all")
     for outcome in outcomes:
         for found in outcome.found:

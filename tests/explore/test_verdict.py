@@ -83,3 +83,24 @@ def test_what_only_the_search_over_states_decides_is_not_claimed_by_the_other_en
 
 def test_the_chance_of_a_collision_grows_with_the_square():
     assert collision_chance(1_000_000) == pytest.approx(2.7e-8, rel=0.01)
+
+
+MADE_OF = {"I13": ("deadlock", "livelock"), "I14": ("sleeping-while-atomic",)}
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "other"), [("livelock", "I13", "I14"), ("sleeping-while-atomic", "I14", "I13")]
+)
+def test_a_property_that_consists_of_rules_is_violated_where_one_of_them_is(rule: str, name: str, other: str) -> None:
+    outcome = complete(found=(Found(Violation(rule, "for ever"), ()),), exercised=("sleeping-while-atomic",))
+    verdict = dict(judge(SUBJECT, [outcome], ("I13", "I14"), Bounds(), 1, MADE_OF).properties)
+    assert verdict[name] is verdict[rule] is Status.VIOLATED
+    assert verdict[other] is Status.HOLDS
+
+
+def test_a_property_that_consists_of_rules_is_as_vacuous_and_as_incomplete_as_they_are() -> None:
+    verdict = dict(judge(SUBJECT, [complete()], ("I13", "I14"), Bounds(), 1, MADE_OF).properties)
+    assert verdict["I13"] is Status.HOLDS
+    assert verdict["I14"] is Status.VACUOUS
+    verdict = dict(judge(SUBJECT, [complete("steps")], ("I13",), Bounds(), 1, MADE_OF).properties)
+    assert verdict["I13"] is Status.INCOMPLETE

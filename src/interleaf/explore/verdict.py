@@ -9,7 +9,7 @@ Anything else is *violated*, or *incomplete* with the reason. A property that ne
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from interleaf.runtime.findings import ModelError
@@ -73,9 +73,17 @@ class Verdict:
 
 
 def judge(
-    subject: Subject, outcomes: Sequence[Outcome], properties: Sequence[str], bounds: Bounds, seed: int
+    subject: Subject,
+    outcomes: Sequence[Outcome],
+    properties: Sequence[str],
+    bounds: Bounds,
+    seed: int,
+    made_of: Mapping[str, Sequence[str]] | None = None,
 ) -> Verdict:
     """The verdict on `subject` from its searches; `properties` are the names to report on beside those met.
+
+    `made_of` says which of them consist of other rules: one is violated if one of its rules is, and has had the
+    chance to fail if one of them has.
 
     A bound that stopped nothing does no harm; one on preemptions leaves executions out whatever it stopped. Raises
     ModelError if two exhaustive engines contradict each other.
@@ -88,14 +96,16 @@ def judge(
         exercised.update(outcome.exercised)
     exhaustive = bool(complete) and bounds.preemptions is None
     by_states = any(outcome.engine == "states" for outcome in complete)
+    made_of = made_of or {}
     statuses = []
     for name in sorted(exercised | violated | set(properties)):
-        if name in violated:
+        rules = {name, *made_of.get(name, ())}
+        if rules & violated:
             status = Status.VIOLATED
-        elif not exhaustive or (name in BY_STATES_ONLY and not by_states):
+        elif not exhaustive or (not rules.isdisjoint(BY_STATES_ONLY) and not by_states):
             status = Status.INCOMPLETE
         else:
-            status = Status.HOLDS if name in exercised else Status.VACUOUS
+            status = Status.VACUOUS if rules.isdisjoint(exercised) else Status.HOLDS
         statuses.append((name, status))
     reason = ""
     certificate = None

@@ -181,6 +181,7 @@ def self_deadlock(memory: Memory, cell: Cell, site: Site) -> None:
 
 def may_sleep(memory: Memory, site: Site) -> None:
     """The running task may sleep here, so it must hold nothing atomic (__might_sleep)."""
+    memory.exercise("sleeping-while-atomic")
     held = memory.held[memory.task]
     if held.any:
         for cell, _exclusive in held.locks:

@@ -119,6 +119,7 @@ class _MayBreak(Op):
         task = memory.world.tasks[memory.task]
         mode = held.exclusive if self.write else held.any & ~held.exclusive
         memory.exercise("lockdep")
+        memory.exercise("sleeping-while-atomic")
         if not mode & self.cell.bit:
             how = "writing" if self.write else "reading"
             message = f"{task} yields {self.cell.owner} in {place(self.site)} without holding it for {how}"

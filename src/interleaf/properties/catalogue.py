@@ -16,6 +16,8 @@ class Property:
     """What goes wrong in a real machine when it does not hold."""
     source: str
     """Where the kernel says so: functions, commits, documents."""
+    rules: tuple[str, ...] = ()
+    """The rules of the search or of the building blocks of which it consists; empty if it is checked by its name."""
 
 
 def _by_name(*properties: Property) -> dict[str, Property]:
@@ -89,12 +91,31 @@ PROPERTIES: dict[str, Property] = _by_name(
         "kvm_mmu_uninit_tdp_mmu",
     ),
     Property(
+        "I13",
+        "Faults, zaps, notifiers and memslot updates come to their end, if every task gets its turn.",
+        "vCPUs spin on faults that are never done, or the host waits for a notifier for ever.",
+        "tdp_mmu_iter_cond_resched; ed5e484b79e8",
+        ("deadlock", "livelock"),
+    ),
+    Property(
         "I14",
         "Nobody sleeps with mmu_lock held or inside an RCU read-side section.",
         "Everybody who wants the lock spins for as long, and the grace period stalls.",
         "might_sleep, __might_resched",
+        ("sleeping-while-atomic",),
     ),
 )
 
 NAMES: tuple[str, ...] = tuple(PROPERTIES)
 """The invariants on which every verdict reports, even when nothing exercised them (then they are vacuous)."""
+
+MADE_OF: dict[str, tuple[str, ...]] = {name: known.rules for name, known in PROPERTIES.items() if known.rules}
+"""The invariants that consist of rules, with these."""
+
+
+def property_of(rule: str) -> Property | None:
+    """The property that is violated where `rule` is, by its name or because it consists of it, if there is one."""
+    for known in PROPERTIES.values():
+        if rule == known.name or rule in known.rules:
+            return known
+    return None

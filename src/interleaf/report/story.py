@@ -17,7 +17,7 @@ from pathlib import Path
 
 import interleaf
 from interleaf.check import Finding
-from interleaf.properties import PROPERTIES
+from interleaf.properties import property_of
 
 from .narration import Life, Narration, Stack, Told
 from .roots import Root
@@ -74,7 +74,7 @@ def tell(
     Without `explained`, what the property means is left out: the reader has seen it.
     """
     shorten = short_names(narration)
-    known = PROPERTIES.get(finding.property)
+    known = property_of(finding.property)
     lines = [Line(text, ALARM) for text in _wrap(f"{finding.property}: {shorten(finding.message)}", width)]
     lines += [Line(f"  {text}") for text in _wrap(where(finding), width - 2)]
     if others:
