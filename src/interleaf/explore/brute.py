@@ -150,7 +150,7 @@ def _local(op: Op) -> bool:
     return op.local and not isinstance(op, Report)
 
 
-class _Unreduced(Machine):
+class Unreduced(Machine):
     """A machine that stops before every operation that another task could notice, and so need learn nothing."""
 
     def __init__(self, world: World, setup: Callable[[], object]) -> None:
@@ -168,7 +168,7 @@ class Remembered:
     """Drives a `Machine` that leaves no scheduling point out."""
 
     def __init__(self, world: World, setup: Callable[[], object]) -> None:
-        self.machine = _Unreduced(world, setup)
+        self.machine = Unreduced(world, setup)
         self._path: list[tuple[Snapshot, list[Move]]] = [(self.machine.initial, [])]
 
     @property

@@ -33,19 +33,23 @@ def spinning(machine: Machine) -> str:
 
 
 def _closed(machine: Machine, start: Snapshot) -> set[int]:
-    """The tasks that run in the states reachable from `start`, or the empty set if one of them can end."""
+    """The tasks that run in the states reachable from `start`; none if a task can end there, or all can come to wait."""
     seen = {machine.key()}
     ran: set[int] = set()
     stack: list[tuple[Snapshot, list[tuple[int, Choices]]]] = [(start, [(task, ()) for task in machine.unfinished])]
+    awake = [False]
     while stack:
         snapshot, todo = stack[-1]
         if not todo:
+            if not awake.pop():
+                return set()
             stack.pop()
             continue
         task, choices = todo.pop()
         machine.restore(snapshot)
         if not machine.step(task, choices):
             continue
+        awake[-1] = True
         if machine.dead or machine.nodes[task] is None:
             return set()
         ran.add(task)
@@ -56,6 +60,7 @@ def _closed(machine: Machine, start: Snapshot) -> set[int]:
         seen.add(key)
         if len(seen) > REACH:
             return set()
+        awake.append(False)
         others = [(other, ()) for other in machine.unfinished if other != task]
         stack.append((machine.snapshot(), [*others, (task, ())]))
     return ran

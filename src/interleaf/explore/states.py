@@ -124,9 +124,9 @@ class _Frame:
         """Could any task run here?"""
         self.blocked = 0
         self.cyclic = False
+        """Did a step lead back to a state of the current path?"""
         self.suspects: list[tuple[int, Choices, int, Cell]] = []
         """Pairs of steps from here that may race, and on which cell."""
-        """Did a step lead back to a state of the current path?"""
 
 
 class StateSearch:
@@ -161,6 +161,8 @@ class StateSearch:
         self.visited: dict[int, int] = {}
         self.stack: list[_Frame] = []
         self.on_path: dict[int, int] = {}
+        self.turning: set[int] = set()
+        """Tasks whose steps were seen to lead round in a circle."""
         self.machine = Machine(
             self.world,
             setup,
@@ -307,6 +309,7 @@ class StateSearch:
                 position = self.on_path.get(key)
                 if position is not None:
                     self.stack[position].cyclic = True
+                    self.turning.update(passed.running for passed in self.stack[position:])
                 if self.auditor is not None:
                     self.auditor.merged(key, self, arrived)
                 self._bound_executions()
@@ -363,7 +366,8 @@ class StateSearch:
             self._return_to(frame)
             self.outcome.executions += 1
             self._report([deadlock(machine)])
-        elif frame.cyclic:
+        elif frame.cyclic or (not frame.awake and not self.turning.isdisjoint(frame.sleep)):
+            # the second is where tasks that go round would do so alone, but sleep
             self._return_to(frame)
             stuck = spinning(machine)
             if stuck:
