@@ -59,8 +59,9 @@ def kvm_mmu_unload(vcpu: KvmVcpu) -> None:
         return
     kvm = vcpu.kvm
     shared = _lock(kvm)
-    tdp_mmu.kvm_tdp_mmu_put_root(kvm, root, shared)
+    # cleared first, though the kernel clears it last: from here on the vCPU flushes before it enters the guest
     vcpu.mmu_root = None
+    tdp_mmu.kvm_tdp_mmu_put_root(kvm, root, shared)
     _unlock(kvm, shared)
     say(f"vCPU{vcpu.index} has put {root.name}")
 

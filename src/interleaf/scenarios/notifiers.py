@@ -38,12 +38,13 @@ def access_vs_dontneed(design: Design) -> None:
 
 
 @scenario("The last reference on a root is put while the host unmaps a page")
-def last_put_vs_unmap(design: Design, *, pages: int = 1) -> None:
+def last_put_vs_unmap(design: Design, *, pages: int = 2) -> None:
     """A vCPU resets its MMU (the guest has changed CR0, say) and puts the only vCPU's reference on the root. If that
     tears the root down, with mmu_lock given up now and then, the root must be visible to the notifier of munmap
-    until nothing is mapped in it. No memslot is involved.
+    until nothing is mapped in it. And the notifier may give mmu_lock up between two pages: the root in which it
+    stands must not go away meanwhile. No memslot is involved.
 
-    The page is at 512 GiB, in the second entry of the root, before which the tear-down may give mmu_lock up.
+    The pages are at 512 GiB, in the second entry of the root, before which the tear-down may give mmu_lock up.
     """
     kvm = make_vm(design, pages=pages, base_gfn=FAR_GFN)
     populate(kvm)

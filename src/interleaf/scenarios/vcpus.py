@@ -5,11 +5,11 @@ from __future__ import annotations
 from interleaf.kvm.design import Design
 from interleaf.kvm.kvm_host import KvmVcpu
 from interleaf.kvm.mmu import kvm_mmu_reset_context
-from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, write
+from interleaf.kvm.vcpu import GuestAccess, kvm_arch_vcpu_ioctl_run, write
 from interleaf.runtime import spawn
 
 from .scenario import scenario
-from .stage import destroy_after, make_vm
+from .stage import destroy_after, make_vm, populate
 
 
 @scenario("vCPUs fault on different pages at the same time", vcpus=2)
@@ -36,16 +36,20 @@ def two_vcpus_fault_same_page(design: Design, *, vcpus: int = 2) -> None:
 
 @scenario("vCPUs put their roots and load new ones again and again")
 def unload_reload_storm(design: Design, *, vcpus: int = 2, rounds: int = 1) -> None:
-    """vCPUs run, reset their MMUs and run again. A root whose last reference is put by one vCPU may be looked up by
-    another one at that moment: it must get a reference in time, or make a new root.
+    """vCPUs that share a root reset their MMUs and run again; the first one then writes to memory. A root whose last
+    reference is put by one vCPU may be looked up by another one at that moment: it must get a reference in time, or
+    make a new root.
     """
     kvm = make_vm(design, vcpus=vcpus)
-    tasks = [spawn(_storm, kvm.vcpus[index], rounds, name=f"vcpu{index}") for index in range(vcpus)]
+    populate(kvm)
+    tasks = [
+        spawn(_storm, vcpu, rounds, (write(0),) if vcpu.index == 0 else (), name=f"vcpu{vcpu.index}")
+        for vcpu in kvm.vcpus
+    ]
     destroy_after(kvm, *tasks)
 
 
-def _storm(vcpu: KvmVcpu, rounds: int) -> None:
-    kvm_arch_vcpu_ioctl_run(vcpu, write(0))
+def _storm(vcpu: KvmVcpu, rounds: int, accesses: tuple[GuestAccess, ...]) -> None:
     for _ in range(rounds):
         kvm_mmu_reset_context(vcpu)
-        kvm_arch_vcpu_ioctl_run(vcpu, write(0))
+        kvm_arch_vcpu_ioctl_run(vcpu, *accesses)
