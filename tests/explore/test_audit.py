@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -87,14 +88,14 @@ def mutable_result() -> None:
 
 
 @pytest.mark.parametrize("program", [nondeterministic, hidden_state])
-def test_a_nondeterministic_model_is_caught(program):
+def test_a_nondeterministic_model_is_caught(program: Any) -> None:
     search = StateSearch(program)
     with pytest.raises(ModelError, match=r"not deterministic|audit of the search failed|replay diverges"):
         search.run()
 
 
 @pytest.mark.parametrize("program", [mutable_argument, mutable_result])
-def test_mutable_values_may_not_cross_function_borders(program):
+def test_mutable_values_may_not_cross_function_borders(program: Any) -> None:
     with pytest.raises(ModelError, match="not canonical"):
         StateSearch(program).run()
 
@@ -112,7 +113,7 @@ def honest() -> None:
         spawn(_two_paths, counters, number, name=f"t{number}")
 
 
-def test_an_honest_model_is_audited_and_passes():
+def test_an_honest_model_is_audited_and_passes() -> None:
     outcome = StateSearch(honest).run()
     assert outcome.exhaustive
     assert outcome.audits > 10
@@ -127,6 +128,6 @@ def stuck_setup() -> None:
     _waits(new(Counters))
 
 
-def test_a_set_up_that_waits_for_ever_is_a_model_error():
+def test_a_set_up_that_waits_for_ever_is_a_model_error() -> None:
     with pytest.raises(ModelError, match="set-up waits for ever in acquire"):
         StateSearch(stuck_setup)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from interleaf.explore.bounded import BoundedSearch, shortest
@@ -10,18 +12,17 @@ from interleaf.runtime import Execution, World
 
 from .programs import deadlocking, lock_benchmark, racy_worker
 
-
 LOST = ("sum", "updates are lost")
 
 
-def replayed(setup, schedule):
+def replayed(setup: Any, schedule: Any) -> Any:
     run = Execution(World(), setup)
     steps = list(run.replay(schedule))
     run.close()
     return steps
 
 
-def test_no_preemption_is_not_enough_for_a_lost_update_and_one_is():
+def test_no_preemption_is_not_enough_for_a_lost_update_and_one_is() -> None:
     setup = lock_benchmark(3, 3, racy_worker)
     none = BoundedSearch(setup, Bounds(preemptions=0)).run()
     one = BoundedSearch(setup, Bounds(preemptions=1)).run()
@@ -32,7 +33,7 @@ def test_no_preemption_is_not_enough_for_a_lost_update_and_one_is():
     assert "at most 0 preemptions" in none.stopped
 
 
-def test_the_shortest_story_has_the_fewest_preemptions_and_replays():
+def test_the_shortest_story_has_the_fewest_preemptions_and_replays() -> None:
     setup = lock_benchmark(2, 2, racy_worker)
     ((found, preemptions),) = shortest(setup, [LOST], preemptions=3, states=10_000).values()
     assert preemptions == 1
@@ -41,22 +42,22 @@ def test_the_shortest_story_has_the_fewest_preemptions_and_replays():
     assert not any(step.violations for step in steps[:-1])
 
 
-def test_the_story_of_a_deadlock_is_two_acquisitions():
+def test_the_story_of_a_deadlock_is_two_acquisitions() -> None:
     waits = ("deadlock", "ab waits in acquire (_nested); ba waits in acquire (_nested)")
     ((found, preemptions),) = shortest(deadlocking, [waits], preemptions=3, states=1_000).values()
     assert [move.task for move in found.schedule] == ["ab", "ba"]
     assert preemptions == 1
 
 
-def test_what_is_not_there_is_not_found():
+def test_what_is_not_there_is_not_found() -> None:
     assert shortest(lock_benchmark(2, 2), [LOST], preemptions=2, states=10_000) == {}
 
 
-def test_too_few_states_give_no_story():
+def test_too_few_states_give_no_story() -> None:
     setup = lock_benchmark(3, 3, racy_worker)
     assert shortest(setup, [LOST], preemptions=3, states=3) == {}
 
 
-def test_a_bounded_search_needs_its_bound():
+def test_a_bounded_search_needs_its_bound() -> None:
     with pytest.raises(ValueError, match="preemptions"):
         BoundedSearch(deadlocking, Bounds())

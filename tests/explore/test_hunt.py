@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from interleaf.explore.hunt import PCT, POS, SURW, Hunt, RandomWalk, portfolio
+from interleaf.explore.hunt import PCT, POS, SURW, Hunt, RandomWalk, Strategy, portfolio
 from interleaf.explore.outcome import Bounds
 from interleaf.runtime import Execution, World
 
 from .programs import choosing, deadlocking, lock_benchmark, racy_worker, spinning_until_set
 
-STRATEGIES = {"POS": POS, "PCT": lambda: PCT(3), "SURW": SURW, "walk": RandomWalk}
+STRATEGIES: dict[str, Callable[[], Strategy]] = {"POS": POS, "PCT": lambda: PCT(3), "SURW": SURW, "walk": RandomWalk}
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_each_strategy_finds_a_lost_update(name):
+def test_each_strategy_finds_a_lost_update(name: Any) -> None:
     setup = lock_benchmark(3, 3, racy_worker)
     hunt = Hunt(setup, Bounds(executions=2_000), 1, strategies=[STRATEGIES[name]()], stop_at_first=True)
     (found,) = hunt.run().found
@@ -24,7 +27,7 @@ def test_each_strategy_finds_a_lost_update(name):
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_the_same_seed_gives_the_same_hunt(name):
+def test_the_same_seed_gives_the_same_hunt(name: Any) -> None:
     outcomes = [
         Hunt(lock_benchmark(3, 2, racy_worker), Bounds(executions=50), 7, strategies=[STRATEGIES[name]()]).run()
         for _ in range(2)
@@ -33,20 +36,20 @@ def test_the_same_seed_gives_the_same_hunt(name):
     assert outcomes[0].transitions == outcomes[1].transitions
 
 
-def test_a_hunt_finds_deadlocks_and_outcomes_of_choices():
+def test_a_hunt_finds_deadlocks_and_outcomes_of_choices() -> None:
     deadlock = Hunt(deadlocking, Bounds(executions=200), 1).run()
     choice = Hunt(choosing, Bounds(executions=200), 1).run()
     assert {found.violation.rule for found in deadlock.found} == {"deadlock"}
     assert {found.violation.rule for found in choice.found} == {"not-2-1"}
 
 
-def test_a_spinning_task_does_not_starve_the_others():
+def test_a_spinning_task_does_not_starve_the_others() -> None:
     outcome = Hunt(spinning_until_set, Bounds(executions=20), 1, strategies=[PCT(2)]).run()
     assert outcome.executions == 20
     assert not outcome.found
 
 
-def test_a_hunt_proves_nothing_and_needs_an_end():
+def test_a_hunt_proves_nothing_and_needs_an_end() -> None:
     outcome = Hunt(lock_benchmark(2, 1), Bounds(executions=10), 1).run()
     assert outcome.executions == 10
     assert not outcome.exhaustive
@@ -55,5 +58,5 @@ def test_a_hunt_proves_nothing_and_needs_an_end():
         Hunt(deadlocking, Bounds(), 1)
 
 
-def test_the_portfolio_has_each_strategy_of_the_design():
+def test_the_portfolio_has_each_strategy_of_the_design() -> None:
     assert [strategy.name for strategy in portfolio()] == ["POS", "PCT 3", "SURW", "PCT 5", "random walk"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from .programs import (
 )
 
 
-def rules(setup, **kwargs):
+def rules(setup: Any, **kwargs: Any) -> Any:
     search = StateSearch(setup, **kwargs)
     outcome = search.run()
     search.close()
@@ -30,7 +31,7 @@ def rules(setup, **kwargs):
 
 
 @pytest.mark.parametrize(("tasks", "rounds"), [(2, 2), (3, 2), (3, 4)])
-def test_lock_benchmark_has_one_state_for_each_progress_of_each_task(tasks, rounds):
+def test_lock_benchmark_has_one_state_for_each_progress_of_each_task(tasks: Any, rounds: Any) -> None:
     outcome = StateSearch(lock_benchmark(tasks, rounds)).run()
     # all (rounds + 1)^tasks combinations, and from the end of all tasks two steps of the one that sums up:
     # waiting for the last task and looking at the counters are one step, and its state before that is merged
@@ -40,7 +41,7 @@ def test_lock_benchmark_has_one_state_for_each_progress_of_each_task(tasks, roun
     assert (rounds + 1) ** tasks <= outcome.states < 1.6 * (rounds + 1) ** tasks
 
 
-def test_without_lock_reduction_there_are_no_fewer_states():
+def test_without_lock_reduction_there_are_no_fewer_states() -> None:
     reduced = StateSearch(lock_benchmark(3, 2)).run()
     full = StateSearch(lock_benchmark(3, 2), options=Options(locks=False)).run()
     assert reduced.states < full.states
@@ -48,19 +49,19 @@ def test_without_lock_reduction_there_are_no_fewer_states():
     assert not full.found
 
 
-def test_lost_update_is_found():
+def test_lost_update_is_found() -> None:
     assert "sum" in rules(lock_benchmark(3, 3, racy_worker))
 
 
-def test_plain_accesses_without_the_lock_are_a_data_race():
+def test_plain_accesses_without_the_lock_are_a_data_race() -> None:
     assert rules(lock_benchmark(3, 3, plain_worker)) == {"data-race", "sum"}
 
 
-def test_no_race_is_reported_where_the_lock_orders():
+def test_no_race_is_reported_where_the_lock_orders() -> None:
     assert rules(lock_benchmark(3, 3)) == set()
 
 
-def test_deadlock_is_found_and_says_who_waits():
+def test_deadlock_is_found_and_says_who_waits() -> None:
     outcome = StateSearch(deadlocking).run()
     (found,) = outcome.found
     assert found.violation.rule == "deadlock"
@@ -68,22 +69,22 @@ def test_deadlock_is_found_and_says_who_waits():
     assert "ba waits in acquire" in found.violation.message
 
 
-def test_a_task_that_nobody_can_set_free_is_a_livelock():
+def test_a_task_that_nobody_can_set_free_is_a_livelock() -> None:
     assert rules(spinning_for_ever) == {"livelock"}
 
 
-def test_a_task_that_waits_for_another_one_is_no_livelock():
+def test_a_task_that_waits_for_another_one_is_no_livelock() -> None:
     assert rules(spinning_until_set) == set()
 
 
-def test_all_outcomes_of_choices_are_covered():
+def test_all_outcomes_of_choices_are_covered() -> None:
     outcome = StateSearch(choosing).run()
     (found,) = outcome.found
     assert found.violation.rule == "not-2-1"
     assert [outcome for move in found.schedule for outcome in move.choices] == [2, 1]
 
 
-def test_unordered_free_is_a_use_after_free():
+def test_unordered_free_is_a_use_after_free() -> None:
     assert "use-after-free" in rules(freeing_without_order)
 
 
@@ -99,7 +100,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_every_mix_of_ingredients_gives_the_same_answer(name):
+def test_every_mix_of_ingredients_gives_the_same_answer(name: Any) -> None:
     expected = rules(PROGRAMS[name])
     for frames, sleep, locks, journal in itertools.product((True, False), repeat=4):
         options = Options(frames=frames, sleep=sleep, locks=locks, journal=journal)
@@ -108,25 +109,25 @@ def test_every_mix_of_ingredients_gives_the_same_answer(name):
         assert rules(PROGRAMS[name], options=options) == expected, options
 
 
-def test_a_bound_on_states_ends_the_search_and_says_so():
+def test_a_bound_on_states_ends_the_search_and_says_so() -> None:
     outcome = StateSearch(lock_benchmark(3, 4), bounds=Bounds(states=20)).run()
     assert not outcome.exhaustive
     assert outcome.stopped == "the bound of 20 states was reached"
 
 
-def test_a_bound_on_executions_ends_the_search_and_says_so():
+def test_a_bound_on_executions_ends_the_search_and_says_so() -> None:
     outcome = StateSearch(lock_benchmark(3, 4), bounds=Bounds(executions=5)).run()
     assert not outcome.exhaustive
     assert "5 executions" in outcome.stopped
 
 
-def test_a_search_repeats_exactly():
+def test_a_search_repeats_exactly() -> None:
     one, other = (StateSearch(lock_benchmark(3, 3, racy_worker)).run() for _ in range(2))
     assert (one.states, one.transitions, one.executions) == (other.states, other.transitions, other.executions)
     assert one.found == other.found
 
 
-def test_the_estimate_of_the_finished_share_grows_to_one():
+def test_the_estimate_of_the_finished_share_grows_to_one() -> None:
     seen: list[float] = []
     search = StateSearch(lock_benchmark(4, 4), progress=lambda progress: seen.append(progress.fraction))
     search.run()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from interleaf.explore.outcome import Bounds, Found, Outcome
@@ -16,7 +18,7 @@ def complete(engine: str = "states", *, found: tuple[Found, ...] = (), exercised
     return Outcome(engine, list(found), states=10, exhaustive=True, exercised=dict.fromkeys(exercised, 1))
 
 
-def test_a_complete_search_without_findings_holds_and_is_certified():
+def test_a_complete_search_without_findings_holds_and_is_certified() -> None:
     verdict = judge(SUBJECT, [complete()], ("I1", "I2"), Bounds(), 1)
     assert verdict.status is Status.HOLDS
     assert verdict.exhaustive
@@ -25,12 +27,12 @@ def test_a_complete_search_without_findings_holds_and_is_certified():
     assert dict(verdict.properties)["I1"] is Status.HOLDS
 
 
-def test_a_property_that_nothing_exercised_is_vacuous():
+def test_a_property_that_nothing_exercised_is_vacuous() -> None:
     verdict = judge(SUBJECT, [complete()], ("I1", "I2"), Bounds(), 1)
     assert dict(verdict.properties)["I2"] is Status.VACUOUS
 
 
-def test_a_finding_is_a_violation_even_if_the_search_is_not_complete():
+def test_a_finding_is_a_violation_even_if_the_search_is_not_complete() -> None:
     outcome = Outcome("hunt", [FOUND], stopped="random")
     verdict = judge(SUBJECT, [outcome], ("I1", "I2"), Bounds(), 1)
     assert verdict.status is Status.VIOLATED
@@ -55,33 +57,33 @@ def test_a_finding_is_a_violation_even_if_the_search_is_not_complete():
         (complete(), Bounds(preemptions=2)),  # executions were left out
     ],
 )
-def test_anything_less_is_incomplete(outcome, bounds):
+def test_anything_less_is_incomplete(outcome: Any, bounds: Any) -> None:
     verdict = judge(SUBJECT, [outcome], ("I1",), bounds, 1)
     assert verdict.status is Status.INCOMPLETE
     assert verdict.reason
     assert verdict.certificate is None
 
 
-def test_a_bound_that_stopped_nothing_does_no_harm():
+def test_a_bound_that_stopped_nothing_does_no_harm() -> None:
     assert judge(SUBJECT, [complete()], (), Bounds(seconds=60, states=1_000), 1).status is Status.HOLDS
 
 
-def test_no_search_at_all_is_incomplete():
+def test_no_search_at_all_is_incomplete() -> None:
     assert judge(SUBJECT, [], (), Bounds(), 1).status is Status.INCOMPLETE
 
 
-def test_engines_that_contradict_each_other_give_no_verdict():
+def test_engines_that_contradict_each_other_give_no_verdict() -> None:
     with pytest.raises(ModelError, match="the engines disagree"):
         judge(SUBJECT, [complete(), complete("steps", found=(FOUND,))], (), Bounds(), 1)
 
 
-def test_what_only_the_search_over_states_decides_is_not_claimed_by_the_other_engine():
+def test_what_only_the_search_over_states_decides_is_not_claimed_by_the_other_engine() -> None:
     verdict = judge(SUBJECT, [complete("steps")], (), Bounds(), 1)
     assert dict(verdict.properties)["livelock"] is Status.INCOMPLETE
     assert dict(verdict.properties)["deadlock"] is Status.HOLDS
 
 
-def test_the_chance_of_a_collision_grows_with_the_square():
+def test_the_chance_of_a_collision_grows_with_the_square() -> None:
     assert collision_chance(1_000_000) == pytest.approx(2.7e-8, rel=0.01)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from interleaf.runtime import (
@@ -81,7 +83,7 @@ def in_for(obj: Cellular) -> None:
 
 @routine
 def in_expression(obj: Cellular) -> None:
-    _ = [checkpoint()]
+    _ = (obj, checkpoint())  # type: ignore[func-returns-value] # what a user might write
     obj.y = 1
 
 
@@ -90,7 +92,7 @@ def no_routine(obj: Cellular) -> None:
     obj.y = 1
 
 
-def carrier_of(function, flat=False):
+def carrier_of(function: Any, flat: Any = False) -> Any:
     """A carrier for `function`, called with a new object."""
     world = World()
     Execution(world, lambda: spawn(forgets, new(Cellular), name="t")).close()
@@ -98,7 +100,7 @@ def carrier_of(function, flat=False):
     return Carrier(world, world.tasks[-1], function, (obj,), flat)
 
 
-def states_after(carrier, results=(0, 1, 2)):
+def states_after(carrier: Any, results: Any = (0, 1, 2)) -> Any:
     """The states of the task before its second operation, for each result of the first."""
     states = set()
     for result in results:
@@ -109,20 +111,20 @@ def states_after(carrier, results=(0, 1, 2)):
     return states
 
 
-def test_a_callee_that_tells_nothing_leaves_nothing():
+def test_a_callee_that_tells_nothing_leaves_nothing() -> None:
     assert len(states_after(carrier_of(forgets))) == 1
 
 
 @pytest.mark.parametrize("function", [tells, inline])
-def test_a_result_that_the_function_knows_is_remembered(function):
+def test_a_result_that_the_function_knows_is_remembered(function: Any) -> None:
     assert len(states_after(carrier_of(function))) == 3
 
 
-def test_a_flat_history_remembers_everything():
+def test_a_flat_history_remembers_everything() -> None:
     assert len(states_after(carrier_of(forgets, flat=True))) == 3
 
 
-def test_checkpoint_brings_a_loop_back_to_the_same_state():
+def test_checkpoint_brings_a_loop_back_to_the_same_state() -> None:
     carrier = carrier_of(loops)
     carrier.start()
     states = []
@@ -141,13 +143,13 @@ def test_checkpoint_brings_a_loop_back_to_the_same_state():
         (no_routine, "directly in a function decorated @routine"),
     ],
 )
-def test_checkpoint_refuses_to_stand_where_state_is_hidden(function, message):
+def test_checkpoint_refuses_to_stand_where_state_is_hidden(function: Any, message: Any) -> None:
     carrier = carrier_of(function)
     with pytest.raises(ModelError, match=message):
         carrier.start()
 
 
-def test_a_carrier_is_rebuilt_by_feeding_it_its_results():
+def test_a_carrier_is_rebuilt_by_feeding_it_its_results() -> None:
     carrier = carrier_of(tells)
     carrier.start()
     op = carrier.resume(4)
@@ -160,7 +162,7 @@ def test_a_carrier_is_rebuilt_by_feeding_it_its_results():
     carrier.kill()
 
 
-def test_clean_up_code_of_an_ended_greenlet_performs_nothing():
+def test_clean_up_code_of_an_ended_greenlet_performs_nothing() -> None:
     carrier = carrier_of(tidy)
     carrier.start()
     carrier.kill()
@@ -169,11 +171,11 @@ def test_clean_up_code_of_an_ended_greenlet_performs_nothing():
 
 
 @pytest.mark.parametrize("value", [1, "a", None, (1, (2,)), frozenset({1}), int])
-def test_canonical_values_pass(value):
+def test_canonical_values_pass(value: Any) -> None:
     assert canonical(value, "here") is value
 
 
 @pytest.mark.parametrize("value", [[1], {1: 2}, {1}, (1, [2]), 1.5, object()])
-def test_values_that_can_change_or_differ_do_not(value):
+def test_values_that_can_change_or_differ_do_not(value: Any) -> None:
     with pytest.raises(ModelError, match=r"here: a value of type"):
         canonical(value, "here")

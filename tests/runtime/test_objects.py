@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import pytest
 
 from interleaf.runtime import (
@@ -43,7 +46,7 @@ class Global(Object):
     count = Plain(7)
 
 
-def run(body):
+def run(body: Any) -> Any:
     """Run `body` as the only task; returns its step violations and the execution."""
     execution = Execution(World(), lambda: spawn(body, name="task"))
     (task,) = execution.unfinished
@@ -52,8 +55,8 @@ def run(body):
     return [violation for step in execution.steps for violation in step.violations], execution
 
 
-def test_fields_start_with_their_defaults_and_keep_what_is_written():
-    def body():
+def test_fields_start_with_their_defaults_and_keep_what_is_written() -> None:
+    def body() -> None:
         outer = new(Outer, name_of="x")
         assert (outer.name_of, outer.flag, outer.inner.value, outer.slots[5]) == ("x", False, 3, 0)
         outer.flag = True
@@ -65,8 +68,8 @@ def test_fields_start_with_their_defaults_and_keep_what_is_written():
     assert not violations
 
 
-def test_names_tell_who_made_the_object_and_are_stable():
-    def body():
+def test_names_tell_who_made_the_object_and_are_stable() -> None:
+    def body() -> None:
         assert str(new(Outer)) == "task:Outer0"
         assert str(new(Outer)) == "task:Outer1"
         assert str(new(Outer).inner) == "task:Outer2.inner"
@@ -75,16 +78,16 @@ def test_names_tell_who_made_the_object_and_are_stable():
     run(body)
 
 
-def test_a_failing_assertion_in_the_model_reaches_the_caller():
-    def body():
+def test_a_failing_assertion_in_the_model_reaches_the_caller() -> None:
+    def body() -> None:
         assert new(Outer).slots[0] == 1
 
     with pytest.raises(AssertionError):
         run(body)
 
 
-def test_a_use_after_free_names_field_and_object():
-    def body():
+def test_a_use_after_free_names_field_and_object() -> None:
+    def body() -> None:
         outer = new(Outer)
         free(outer)
         outer.inner.value = 1
@@ -95,8 +98,8 @@ def test_a_use_after_free_names_field_and_object():
     assert violation.fatal
 
 
-def test_a_double_free_is_a_violation():
-    def body():
+def test_a_double_free_is_a_violation() -> None:
+    def body() -> None:
         outer = new(Outer)
         free(outer)
         free(outer)
@@ -105,32 +108,32 @@ def test_a_double_free_is_a_violation():
     assert violation.rule == "double-free"
 
 
-def test_only_whole_objects_of_freeable_classes_can_be_freed():
-    def body():
+def test_only_whole_objects_of_freeable_classes_can_be_freed() -> None:
+    def body() -> None:
         free(new(Outer).inner)
 
     with pytest.raises(ModelError, match="only an outermost object"):
         run(body)
 
 
-def test_a_constant_cannot_be_changed():
-    def body():
+def test_a_constant_cannot_be_changed() -> None:
+    def body() -> None:
         new(Outer).name_of = "y"
 
     with pytest.raises(ModelError, match="declared Const"):
         run(body)
 
 
-def test_an_unknown_field_is_named_with_the_known_ones():
-    def body():
+def test_an_unknown_field_is_named_with_the_known_ones() -> None:
+    def body() -> None:
         new(Outer, colour=1)
 
     with pytest.raises(ModelError, match=r"no field 'colour'; it has name_of, flag"):
         run(body)
 
 
-def test_container_of_leads_from_the_part_to_the_whole():
-    def body():
+def test_container_of_leads_from_the_part_to_the_whole() -> None:
+    def body() -> None:
         outer = new(Outer)
         assert container_of(outer.inner, Outer) is outer
         container_of(outer.inner, Bare)
@@ -139,8 +142,8 @@ def test_container_of_leads_from_the_part_to_the_whole():
         run(body)
 
 
-def test_a_serial_leads_back_to_its_object():
-    def body():
+def test_a_serial_leads_back_to_its_object() -> None:
+    def body() -> None:
         one, two = new(Bare), new(Bare)
         assert one.serial != two.serial
         assert object_of(Bare, two.serial) is two
@@ -149,19 +152,19 @@ def test_a_serial_leads_back_to_its_object():
     assert not violations
 
 
-def test_freeing_takes_an_object_out_of_the_hash_but_for_its_death():
-    def writes():
+def test_freeing_takes_an_object_out_of_the_hash_but_for_its_death() -> None:
+    def writes() -> None:
         outer = new(Outer)
         outer.flag = True
         free(outer)
 
-    def does_not_write():
+    def does_not_write() -> None:
         free(new(Outer))
 
     world = World()
     hashes = []
     for body in (writes, does_not_write):
-        execution = Execution(world, lambda body=body: spawn(body, name="task"))
+        execution = Execution(world, functools.partial(spawn, body, name="task"))
         (task,) = execution.unfinished
         while execution.unfinished:
             execution.step(task)
@@ -170,7 +173,7 @@ def test_freeing_takes_an_object_out_of_the_hash_but_for_its_death():
     assert hashes[0] == hashes[1]
 
 
-def test_shared_fields_need_a_task():
+def test_shared_fields_need_a_task() -> None:
     _, execution = run(lambda: new(Bare))
     bare = next(obj for obj in execution.world.objects.values() if isinstance(obj, Bare))
     with pytest.raises(ModelError, match="outside a task"):

@@ -33,7 +33,8 @@ def spinning(machine: Machine) -> str:
 
 
 def _closed(machine: Machine, start: Snapshot) -> set[int]:
-    """The tasks that run in the states reachable from `start`; none if a task can end there, or all can come to wait."""
+    """The tasks that run in the states reachable from `start`: none if a task can end there, or all can come to
+    wait."""
     seen = {machine.key()}
     ran: set[int] = set()
     stack: list[tuple[Snapshot, list[tuple[int, Choices]]]] = [(start, [(task, ()) for task in machine.unfinished])]
