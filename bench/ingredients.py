@@ -1,7 +1,7 @@
 """What each ingredient of the state search buys: each switched off in turn, on the same programs.
 
-The audits of the search stay on. A search that meets its bound of states or time is unfinished, and says how far it
-came; that is a result too.
+The audits are no ingredient, but what they cost is measured in the same way. A search that meets its bound of states
+or time is unfinished, and says how far it came; that is a result too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ INGREDIENTS = {
     "frames": "without call frames (a task's state is its whole history)",
     "sleep": "without sleep sets",
     "locks": "without lock reduction",
+    "foresight": "without foresight (a field is contended everywhere or nowhere)",
+    "eager": "without eager freeing",
     "journal": "without the undo journal (states are reached again from the start)",
+    "audit": "without the audits of the search by itself",
 }
 
 

@@ -1,11 +1,13 @@
 """The programs that are measured do what they say, at sizes that take no time; peers too, where they are there."""
 
+import dataclasses
 import shutil
 
 import pytest
 
-from bench import alone, measure, programs, python_peers, spin
+from bench import alone, ingredients, measure, programs, python_peers, spin
 from bench.alone import Job
+from interleaf.explore.states import Options
 
 PEERS = measure.SCRATCH / "peers" / "complete"
 
@@ -29,9 +31,13 @@ def test_every_engine_runs(engine: str) -> None:
     assert 0 < int(record["executions"] or 0) <= 5
 
 
-@pytest.mark.parametrize("without", ["frames", "sleep", "locks", "journal"])
+@pytest.mark.parametrize("without", ingredients.INGREDIENTS)
 def test_every_ingredient_can_be_left_out(without: str) -> None:
     assert alone.search(Job(("locks", "2", "2"), without=(without,)))["exhaustive"]
+
+
+def test_every_option_of_the_search_is_an_ingredient() -> None:
+    assert set(ingredients.INGREDIENTS) == {field.name for field in dataclasses.fields(Options)}
 
 
 @pytest.mark.parametrize("words", [words for words in programs.MEASURED if words[0] == "scenario"])
