@@ -102,9 +102,9 @@ ENGINES: dict[str, Search] = {
 }
 
 
-def truth(program: Program, *, live: bool = False) -> tuple[Findings, Outcome]:
+def truth(program: Program, *, live: bool = False, merge: bool = False) -> tuple[Findings, Outcome]:
     """What brute force finds; its outcome is not exhaustive if the program is too large."""
-    search = BruteForce(program.setup, live=live, bounds=Bounds(executions=EXECUTIONS, steps=STEPS))
+    search = BruteForce(program.setup, live=live, merge=merge, bounds=Bounds(executions=EXECUTIONS, steps=STEPS))
     try:
         outcome = search.run()
     finally:

@@ -46,6 +46,9 @@ from .programs import (
 INTERLEAVINGS = 12_000
 """About as many a program may have; an estimate that does not know of waiting."""
 
+CROWD = (50_000, 5_000_000)
+"""How many interleavings a crowded program has."""
+
 VARIABLES = 2
 
 CROSSED = 0.5
@@ -116,8 +119,10 @@ MIXES: dict[str, dict[str, int]] = {
 class Generator:
     """Makes one program after the other from one random number generator."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, *, crowded: bool = False) -> None:
         self.rng = rng
+        self.crowded = crowded
+        """Three tasks, and far too many interleavings to try them all."""
         self.serial = 0
         self.weights: dict[str, int] = {}
 
@@ -125,12 +130,13 @@ class Generator:
         """The next program of `mix`."""
         self.weights = MIXES[mix]
         while True:
-            tasks = self.rng.choice((2, 2, 2, 3, 3))
-            length = 8 if tasks == 2 else 5
+            tasks = 3 if self.crowded else self.rng.choice((2, 2, 2, 3, 3))
+            length = 8 if tasks == 2 or self.crowded else 5
             self.serial = 0
             crossed = self.rng.random() < CROSSED
             program = Program(tuple(self.task(self.rng.randint(3, length), crossed, task) for task in range(tasks)))
-            if 30 <= interleavings(program) <= INTERLEAVINGS:
+            number = interleavings(program)
+            if CROWD[0] <= number <= CROWD[1] if self.crowded else 30 <= number <= INTERLEAVINGS:
                 return program
 
     def task(self, size: int, crossed: bool, number: int) -> Block:

@@ -39,6 +39,7 @@ from interleaf.runtime import (
     Array,
     Embedded,
     Marked,
+    Memory,
     Object,
     Plain,
     check,
@@ -46,6 +47,7 @@ from interleaf.runtime import (
     choose,
     join,
     new,
+    operation,
     read_marked,
     routine,
     spawn,
@@ -166,6 +168,23 @@ class FetchAdd(Statement):
 
     def run(self, number: int) -> int:
         return fetch_add(the(Shared), Shared.x[self.index], 1) % MODULUS
+
+
+@dataclass(frozen=True, eq=False)
+class Rotate(Statement):
+    """The next number, after 2 again 0, in one operation and without a result."""
+
+    index: int
+
+    def run(self, number: int) -> int:
+        rotate(the(Shared), self.index)
+        return number
+
+
+@operation()
+def rotate(memory: Memory, shared: Shared, index: int) -> None:
+    cell = Shared.x[index].cell(shared)
+    memory.store_cell(cell, (memory.load_cell(cell) + 1) % MODULUS)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING
 
 from interleaf.runtime.cells import World
 from interleaf.runtime.execution import Execution, Move, Schedule
-from interleaf.runtime.findings import ModelError
+from interleaf.runtime.findings import ModelError, Violation
+from interleaf.runtime.races import RaceDetector
+
+from .outcome import DATA_RACE
 
 if TYPE_CHECKING:
     from .machine import Basic
@@ -42,13 +45,19 @@ class Auditor:
         self._completed = 0
         self._merged = 0
 
-    def completed(self, search: StateSearch) -> None:
-        """An execution has come to its end."""
+    def completed(self, search: StateSearch) -> list[Violation]:
+        """An execution has come to its end. Returns the data races that the happens-before detector sees in it.
+
+        The search sees every two accesses that can be made at the same time. What one task publishes to another
+        without release and acquire is never accessed at the same time here, but could be on a real machine; such
+        races show in any execution, so those that are run twice are looked at.
+        """
         self._completed += 1
         if not _due(self._completed):
-            return
+            return []
         self.audits += 1
         run = Execution(self.world, self.setup)
+        detector = run.memory.observer = RaceDetector(lambda: run.site)
         automata = search.machine.automata
         try:
             for frame in search.stack[1:]:
@@ -62,6 +71,8 @@ class Auditor:
                 self._differs("run twice with the same schedule, it ended in another state")
         finally:
             run.close()
+        # what orders a use and a free may be more than release and acquire (a flush by IPI, say)
+        return [race for race in detector.races if race.rule == DATA_RACE]
 
     def merged(self, key: int, search: StateSearch, arrived: tuple[int, list[Basic]]) -> None:
         """The search's current path and the step `arrived` have led to a state that was seen before."""

@@ -336,7 +336,8 @@ class StateSearch:
         if not unfinished:
             outcome.executions += 1
             if self.auditor is not None:
-                self.auditor.completed(self)
+                for violation in self.auditor.completed(self):
+                    self._add(Found(violation, self.schedule(), outcome.executions, race=True))
             self._bound_executions()
 
     def _eager(self, unfinished: list[int]) -> int:

@@ -32,6 +32,9 @@ class Move(NamedTuple):
 
 Schedule: TypeAlias = tuple[Move, ...]
 
+Site: TypeAlias = tuple[str, int, str]
+"""File, line and function."""
+
 STEP_LIMIT = 100_000
 """Operations in one execution, unless the caller says otherwise."""
 
@@ -94,6 +97,8 @@ class Execution:
         self.narrate = narrate
         self.step_limit = step_limit
         self.operations = 0
+        self.site: Site = ("", 0, "")
+        """Where in the model the running operation was asked for."""
         self.carriers: dict[int, Carrier] = {}
         self.pending: dict[int, Op] = {}
         self.steps: list[Step] = []
@@ -196,6 +201,7 @@ class Execution:
 
     def _run(self, op: Op, step: Step, outcomes: Iterator[int]) -> Value:
         memory = self.memory
+        self.site = op.site
         if op.kind == CHOICE:
             assert isinstance(op, Choose)
             outcome = next(outcomes, 0)
