@@ -81,13 +81,16 @@ def invalidate_gfn(memory: Memory, cpu: Cpu, root: PageTable, gfn: int) -> None:
 
 
 def flush_all(memory: Memory, cpu: Cpu) -> None:
-    """Drop everything (INVEPT, all contexts)."""
+    """Drop everything (INVEPT, all contexts). Whoever does so has waited for the processor: its walks are over."""
+    memory.order(cpu, acquire=True)
     memory.store(cpu, Cpu.tlb, frozenset())
     memory.store(cpu, Cpu.paging_structures, frozenset())
 
 
 def flush_range(memory: Memory, cpu: Cpu, start: int, end: int) -> None:
-    """Drop the translations of the gfns start <= gfn < end, and the cached tables that cover any of them."""
+    """Drop the translations of the gfns start <= gfn < end, and the cached tables that cover any of them.
+    As with `flush_all`, walks that were under way are over."""
+    memory.order(cpu, acquire=True)
     translations = memory.load(cpu, Cpu.tlb)
     memory.store(cpu, Cpu.tlb, translations - {e for e in translations if start <= e.gfn < end})
     tables = memory.load(cpu, Cpu.paging_structures)

@@ -24,6 +24,8 @@ def kvm_make_all_cpus_request(memory: Memory, kvm: Kvm, request: KvmRequest) -> 
     """Make a request of all vCPUs, and wait until none of them is in the guest without having seen it."""
     for vcpu in memory.load(kvm, Kvm.vcpus):
         memory.order(vcpu, release=True)
+        # it has left the guest: what the guest and its page walks did was before
+        memory.order(vcpu.cpu, acquire=True)
         memory.store(vcpu, KvmVcpu.requests, memory.load(vcpu, KvmVcpu.requests) | 1 << request)
 
 
