@@ -36,8 +36,8 @@ def print_claims(console: Console, decisions: Sequence[Decision]) -> None:
     """The table, and below it the claims that are not decided, with the reason."""
     console.print(table(decisions))
     words = [decision.word for decision in decisions]
-    totals = [f"{words.count(word)} {word}" for word in Word if word in words]
-    console.print(Text(f"\n{', '.join(totals) or 'none decided'}: every interleaving of the programs was looked at"))
+    totals = [f"{word}: {words.count(word)}" for word in Word if word in words]
+    console.print(Text(f"\n{', '.join(totals) or 'none decided'} (every interleaving was looked at)"))
     for decision in decisions:
         if decision.word is None:
             text = f"claim {decision.claim.label} is not decided: {decision.detail}"
