@@ -20,7 +20,8 @@ from interleaf.explore.path import Path
 from interleaf.explore.states import Footprint as StateFootprint
 from interleaf.explore.states import StateSearch
 from interleaf.explore.steps import StepSearch, _Frame
-from interleaf.runtime.carrier import Carrier
+from interleaf.explore.waits import Wait, Waits
+from interleaf.runtime.carrier import Carrier, Op
 from interleaf.runtime.cells import Cell
 from interleaf.runtime.memory import Memory
 from interleaf.runtime.values import Value
@@ -78,11 +79,19 @@ class ForgetsLast(BoundedSearch):
         super()._push(last, budget, arrived)
 
 
+class NobodyWaits(Waits):
+    """What waits at the end is of no interest."""
+
+    def of_waiting(self, op: Op) -> list[Wait]:
+        return []
+
+
 class IgnoresWaiting(StepSearch):
     """Tasks that wait at the end take no part in the analysis."""
 
-    def _awaited(self, task: int) -> list[Any]:
-        return []
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.waits = NobodyWaits()
 
 
 class AnyTime(Path):

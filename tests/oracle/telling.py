@@ -2,25 +2,8 @@
 
 from __future__ import annotations
 
-from .programs import (
-    Assert,
-    Block,
-    Dispose,
-    Locked,
-    Program,
-    Publish,
-    Put,
-    RcuReader,
-    Read,
-    Retry,
-    Statement,
-    Store,
-    Trylock,
-    Use,
-    Write,
-)
-
-NOTHING = Block(())
+from .primitives import Dispose, Locked, Publish, Put, RcuReader, Trylock, Use
+from .programs import NOTHING, Assert, Block, Program, Read, Retry, Statement, Store, Write
 
 
 def of(*bodies: tuple[Statement, ...]) -> Program:

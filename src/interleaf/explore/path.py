@@ -32,14 +32,7 @@ from interleaf.runtime.values import Value
 from .automaton import Node
 from .footprint import NOTHING, Footprint, Turn
 from .machine import Basic
-
-
-class Wait(NamedTuple):
-    """What a step's first operation may have to wait for."""
-
-    cell: Cell | None
-    """The lock, or None for anything else."""
-    exclusive: bool
+from .waits import Wait
 
 
 @dataclass(slots=True, eq=False)

@@ -9,8 +9,7 @@ depend on each other, `path.py` what the races of an execution are.
 
 * **Tasks that wait at the end** take part in the analysis with the operation in which they wait, as a section
   that spans steps: what they would do further is unknown.
-* **What can make a task wait** is found out on the way: the first time that an operation has to wait, the search
-  begins again with that knowledge.
+* **What can make a task wait** is found out on the way (`waits.py`).
 * **A fatal violation** ends its task, and each that then depends on it; the others go on, so that what
   they can still violate is found too. What happens in the past of a finding is free of such violations, so
   each finding is one of an execution that ends there.
@@ -22,20 +21,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from interleaf.runtime.carrier import Op
-from interleaf.runtime.cells import Cell, Domain, World
+from interleaf.runtime.cells import Domain, World
 from interleaf.runtime.execution import Move, Schedule, StepLimit
 from interleaf.runtime.findings import ModelError, Violation
 from interleaf.runtime.operations import Task
 
 from .bounded import deadlock
-from .footprint import NOTHING, Footprint, LockModes, Turn, Watched, turns
+from .footprint import NOTHING, Footprint, LockModes, Watched, turns
 from .livelock import alternatives
 from .machine import Choices, Machine, Snapshot
 from .outcome import LIVELOCK, Bounds, Found, Outcome
-from .path import Event, Path, Round, Wait
+from .path import Event, Path, Round
+from .waits import NewWait, Wait, Waits
 
 Final: TypeAlias = Callable[[Machine], list[Violation]]
 
@@ -63,10 +62,6 @@ class _Machine(Machine):
 
     def _beside(self, index: int) -> int:
         return super()._beside(index) if self.ordered else ~(1 << index)
-
-
-class _Again(Exception):
-    """Something was learned that the search so far did not know of; it begins again."""
 
 
 class _Stop(Exception):
@@ -129,10 +124,7 @@ class StepSearch:
         self.path = Path()
         self.stack: list[_Frame] = []
         self.modes = LockModes()
-        self.waits: dict[Any, bool] = {}
-        """Kinds of operation that were seen to wait: for a lock (True), or for something else."""
-        self.exclusive: dict[Any, bool] = {}
-        """Kinds of operation that take a lock, and how."""
+        self.waits = Waits()
         self._ends = 0
         self._tasks = 0
         self._began = 0.0
@@ -170,7 +162,7 @@ class StepSearch:
                 steps += 1
                 if machine.surprised and not patience:
                     patience = 2 * steps + PATIENCE
-        except (Watched, _Again):
+        except (Watched, NewWait):
             return False
         return not machine.surprised
 
@@ -227,7 +219,7 @@ class StepSearch:
         before = path.before(task)
         machine.ordered = before.bit_count() == len(path.events)
         if not machine.step(task, choices):
-            self._waits(op)
+            self.waits.waits(op, machine.memory)
             frame.waiting[task] = machine.memory.reads
             frame.wanted &= ~(1 << task)
             return
@@ -247,7 +239,7 @@ class StepSearch:
         frame.running = task
         frame.union = frame.union.union(footprint)
         dependent = path.dependent(footprint, before)
-        self._turn(task, footprint, before, dependent, self._wait_of(op, taken), once)
+        self._turn(task, footprint, before, dependent, self.waits.of_step(op, taken), once)
         past = before
         for position in dependent:
             past |= path.events[position].past | 1 << position
@@ -314,8 +306,10 @@ class StepSearch:
                 stuck = Violation(LIVELOCK, self._stuck(frame))
             self._report([stuck], self._schedule())
         for task, looked in frame.waiting.items():
+            node = machine.nodes[task]
+            assert node is not None
             before = self.path.before(task)
-            for wait in self._awaited(task):
+            for wait in self.waits.of_waiting(node.op):
                 footprint = self.modes.waiting(wait.cell, wait.exclusive, looked)
                 self._turn(task, footprint, before, self.path.dependent(footprint, before), wait)
         bounds = self.bounds
@@ -330,47 +324,6 @@ class StepSearch:
                 doing = "retries for ever" if node.task.index not in frame.waiting else f"waits in {node.op.name}"
                 words.append(f"{node.task} {doing} ({node.op.site[2]})")
         return "; ".join(words)
-
-    # What may wait
-
-    def _waits(self, op: Op) -> None:
-        """An operation has to wait: note that its kind can, and for what."""
-        kind = _kind(op)
-        known = self.waits.get(kind)
-        held = False
-        if op.focus is not None:
-            exclusive = self.exclusive.get(kind, True)
-            bit = op.focus.bit
-            held = any((theirs.any if exclusive else theirs.exclusive) & bit for theirs in self.machine.memory.held)
-        if known is None or (known and not held):
-            self.waits[kind] = held
-            raise _Again
-
-    def _wait_of(self, op: Op, taken: list[Turn]) -> Wait | None:
-        """What a step that begins with `op` might have waited for."""
-        kind = _kind(op)
-        cell: Cell | None = None
-        exclusive = True
-        if taken and taken[0].taken and taken[0].cell is op.focus:
-            cell, exclusive = taken[0].cell, taken[0].exclusive
-            if self.exclusive.setdefault(kind, exclusive) != exclusive and self.waits.get(kind):
-                self.waits[kind] = False
-                raise _Again
-        known = self.waits.get(kind)
-        if known is None:
-            return None
-        return Wait(cell, exclusive) if known else Wait(None, True)
-
-    def _awaited(self, task: int) -> list[Wait]:
-        """What a waiting task waits for; more than one where it is not known."""
-        node = self.machine.nodes[task]
-        assert node is not None
-        kind = _kind(node.op)
-        if not self.waits[kind]:
-            return [Wait(None, True)]
-        exclusive = self.exclusive.get(kind)
-        ways = (True, False) if exclusive is None else (exclusive,)
-        return [Wait(node.op.focus, way) for way in ways]
 
     def _all_ends(self) -> int:
         """The cells that tell that a task has ended."""
@@ -403,8 +356,3 @@ class StepSearch:
     def _bound_seconds(self) -> None:
         if self.bounds.seconds is not None and time.monotonic() - self._began > self.bounds.seconds:
             raise _Stop(f"the bound of {self.bounds.seconds:g} seconds was reached")
-
-
-def _kind(op: Op) -> Any:
-    """What operations of one kind have in common."""
-    return getattr(op, "function", type(op))
