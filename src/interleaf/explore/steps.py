@@ -125,6 +125,8 @@ class StepSearch:
         self.stack: list[_Frame] = []
         self.modes = LockModes()
         self.waits = Waits()
+        self.executions = 0
+        """Of the current pass."""
         self._ends = 0
         self._tasks = 0
         self._began = 0.0
@@ -152,6 +154,7 @@ class StepSearch:
         machine = self.machine
         machine.begin_pass()
         self.modes.restart()
+        self.executions = 0
         self.path.clear([held.locks for held in machine.memory.held])
         self.stack.clear()
         self.stack.append(_Frame(machine.initial, -1, {}, 0))
@@ -297,6 +300,7 @@ class StepSearch:
         """No task can run, or only such as sleep."""
         machine, outcome = self.machine, self.outcome
         outcome.executions += 1
+        self.executions += 1
         if not machine.unfinished:
             if self.final is not None:
                 self._report(self.final(machine), self._schedule())
