@@ -92,7 +92,6 @@ class _Frame:
     __slots__ = (
         "arrived",
         "awake",
-        "blocked",
         "cyclic",
         "done",
         "key",
@@ -104,6 +103,7 @@ class _Frame:
         "suspects",
         "todo",
         "union",
+        "waiting",
     )
 
     def __init__(self, snapshot: Snapshot, key: int, last: int, arrived: tuple[int, list[Basic]]) -> None:
@@ -122,7 +122,8 @@ class _Frame:
         """The running task's footprint over the outcomes of its choices that have been explored."""
         self.awake = False
         """Could any task run here?"""
-        self.blocked = 0
+        self.waiting: dict[int, int] = {}
+        """Tasks that cannot run here, with the cells on which that depends."""
         self.cyclic = False
         """Did a step lead back to a state of the current path?"""
         self.suspects: list[tuple[int, Choices, int, Cell]] = []
@@ -220,7 +221,7 @@ class StateSearch:
         self._steps = 0
         patience = 0
         try:
-            self._arrive({}, -1, (-1, []))
+            self._arrive({}, {}, -1, (-1, []))
             while self.stack:
                 self._advance()
                 if machine.surprised:
@@ -247,7 +248,7 @@ class StateSearch:
         self._return_to(frame)
         if not machine.step(task, choices):
             frame.running = -1
-            frame.blocked |= 1 << task
+            frame.waiting[task] = machine.memory.reads
             return
         frame.awake = True
         outcome = self.outcome
@@ -275,7 +276,8 @@ class StateSearch:
                     self._suspect(frame, task, choices, footprint, other, theirs)
                 elif other != task and self.options.sleep:
                     sleep[other] = theirs
-        self._arrive(sleep, task, (task, machine.basic))
+        waiting = {other: cells for other, cells in frame.waiting.items() if not cells & touched}
+        self._arrive(sleep, waiting, task, (task, machine.basic))
 
     def _finish(self, frame: _Frame) -> None:
         """All outcomes of the running task's choices are explored: it is done here."""
@@ -283,8 +285,17 @@ class StateSearch:
             frame.done[frame.running] = frame.union
             frame.running = -1
 
-    def _arrive(self, sleep: dict[int, Footprint], last: int, arrived: tuple[int, list[Basic]]) -> None:
-        """The machine is in a state: push it if anything is to be explored from it."""
+    def _arrive(
+        self,
+        sleep: dict[int, Footprint],
+        waiting: dict[int, int],
+        last: int,
+        arrived: tuple[int, list[Basic]],
+    ) -> None:
+        """The machine is in a state: push it if anything is to be explored from it.
+
+        The tasks in `waiting` could not run before, and nothing that they wait for has been touched.
+        """
         machine = self.machine
         outcome = self.outcome
         unfinished = machine.unfinished
@@ -292,7 +303,7 @@ class StateSearch:
         mask = 0
         for task in sleep:
             mask |= 1 << task
-        persistent = self._eager(unfinished)
+        persistent = self._eager(unfinished, waiting)
         if persistent:
             unfinished = [task for task in unfinished if task == persistent]
             mask &= 1 << persistent
@@ -323,12 +334,15 @@ class StateSearch:
             raise _Stop(f"an execution is longer than {self.bounds.steps} steps")
         frame = _Frame(machine.snapshot(), key, last, arrived)
         frame.sleep = sleep
+        frame.waiting = waiting
         self.stack.append(frame)
         if new:
             self._look(unfinished)
         if self.stop_at_first and outcome.found:
             raise _Stop("stopped at the first violation")
-        frame.todo = [(task, ()) for task in reversed(unfinished) if explore >> task & 1 and task != last]
+        frame.todo = [
+            (task, ()) for task in reversed(unfinished) if explore >> task & 1 and task != last and task not in waiting
+        ]
         if last >= 0 and explore >> last & 1 and machine.nodes[last] is not None:
             frame.todo.append((last, ()))
         frame.size = len(frame.todo)
@@ -340,15 +354,17 @@ class StateSearch:
                     self._add(Found(violation, self.schedule(), outcome.executions, race=True))
             self._bound_executions()
 
-    def _eager(self, unfinished: list[int]) -> int:
+    def _eager(self, unfinished: list[int], waiting: dict[int, int]) -> int:
         """A task whose step need not be put off, because it only frees what nobody may use any more; 0 if none."""
         machine = self.machine
         if not self.options.eager:
             return 0
         for task in unfinished:
             node = machine.nodes[task]
-            if node is not None and node.eager and machine.able(task):
-                return task
+            if node is not None and node.eager and task not in waiting:
+                if machine.able(task):
+                    return task
+                waiting[task] = machine.memory.reads
         return 0
 
     def _look(self, unfinished: list[int]) -> None:

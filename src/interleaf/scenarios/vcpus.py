@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from interleaf.kvm.design import Design
 from interleaf.kvm.kvm_host import KvmVcpu
-from interleaf.kvm.mmu import kvm_mmu_reset_context
+from interleaf.kvm.mmu import kvm_mmu_reload, kvm_mmu_reset_context
 from interleaf.kvm.vcpu import GuestAccess, kvm_arch_vcpu_ioctl_run, write
 from interleaf.runtime import spawn
 
@@ -26,10 +26,12 @@ def two_vcpus_fault_different_pages(design: Design, *, vcpus: int = 2) -> None:
 
 @scenario("vCPUs fault on the same page at the same time", vcpus=2)
 def two_vcpus_fault_same_page(design: Design, *, vcpus: int = 2) -> None:
-    """vCPUs start and fault on the same page: one of them maps it, and the other one finds it mapped, or being
+    """vCPUs that have a root fault on the same page: one of them maps it, and the other one finds it mapped, or being
     mapped, and goes on.
     """
     kvm = make_vm(design, vcpus=vcpus)
+    for vcpu in kvm.vcpus:
+        kvm_mmu_reload(vcpu)
     tasks = [spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[index], write(0), name=f"vcpu{index}") for index in range(vcpus)]
     destroy_after(kvm, *tasks)
 
@@ -52,4 +54,5 @@ def unload_reload_storm(design: Design, *, vcpus: int = 2, rounds: int = 1) -> N
 def _storm(vcpu: KvmVcpu, rounds: int, accesses: tuple[GuestAccess, ...]) -> None:
     for _ in range(rounds):
         kvm_mmu_reset_context(vcpu)
+        kvm_mmu_reload(vcpu)
         kvm_arch_vcpu_ioctl_run(vcpu, *accesses)
