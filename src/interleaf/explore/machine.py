@@ -227,6 +227,8 @@ class Machine:
                     memory.glued = False
             except ViolationRaised as raised:
                 memory.glued = False
+                if memory.broken is not None or (memory.exposed and not foresight):
+                    self._surprise(node)
                 if not first:
                     # It ends the execution, and what came before may show something to others: a step of its own.
                     memory.rollback(mark, zobrist)
