@@ -136,8 +136,12 @@ class StepSearch:
         self._began = time.monotonic()
         outcome = self.outcome
         try:
+            known = self._known()
             while not self._pass():
                 outcome.restarts += 1
+                before, known = known, self._known()
+                if known == before:
+                    raise ModelError("the search begins again without having learned anything: Interleaf has a defect.")
             outcome.exhaustive = True
         except (_Stop, StepLimit) as limit:
             outcome.stopped = str(limit)
@@ -168,6 +172,17 @@ class StepSearch:
         except (Watched, NewWait):
             return False
         return not machine.surprised
+
+    def _known(self) -> tuple[object, ...]:
+        """All that has been learned by now."""
+        world = self.world
+        return (
+            dict(world.clashes),
+            sum(place.exposed for place in self.machine.automata.places.values()),
+            sum(domain.observed for domain in world.domains.values()),
+            self.modes.watched,
+            self.waits.known(),
+        )
 
     def _advance(self, frame: _Frame) -> None:
         """Make the next step from the state on top of the stack, or leave that state."""

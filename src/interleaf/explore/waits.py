@@ -41,6 +41,10 @@ class Waits:
         self._exclusive: dict[Any, bool] = {}
         """How operations that take a lock take it."""
 
+    def known(self) -> tuple[object, ...]:
+        """All that has been learned by now."""
+        return dict(self._for_lock), dict(self._exclusive)
+
     def waits(self, op: Op, memory: Memory) -> None:
         """`op` has to wait. Raises NewWait if that was not known of its kind."""
         kind = _kind(op)
