@@ -29,8 +29,8 @@ from interleaf.scenarios import Scenario
 
 ENGINES = ("states", "steps", "both", "hunt")
 
-STORY_PREEMPTIONS = 4
-STORY_STATES = 30_000
+STORY_PREEMPTIONS = 3
+STORY_STATES = 6_000
 """How far a shorter story is looked for; beyond, the one that the search found is told."""
 
 HUNT_EXECUTIONS = 2_000

@@ -41,21 +41,21 @@ class NeverWakesSteps(StepSearch):
 class NeverWakesStates(StateSearch):
     """Whoever sleeps goes on sleeping, whatever happens."""
 
-    def _arrive(self, sleep: dict[int, StateFootprint], last: int, arrived: tuple[int, list[Basic]]) -> None:
+    def _arrive(self, sleep: dict[int, StateFootprint], *how: Any) -> None:
         if self.stack:
-            above = self.stack[-1]
+            above, last = self.stack[-1], self.machine.memory.task
             sleep = {task: theirs for task, theirs in (above.sleep | above.done).items() if task != last}
-        super()._arrive(sleep, last, arrived)
+        super()._arrive(sleep, *how)
 
 
 class PrunesVisited(StateSearch):
     """A state that was seen is not explored again, whoever slept there then."""
 
-    def _arrive(self, sleep: dict[int, StateFootprint], last: int, arrived: tuple[int, list[Basic]]) -> None:
+    def _arrive(self, sleep: dict[int, StateFootprint], *how: Any) -> None:
         key = self.machine.key()
         if key in self.visited:
             self.visited[key] = 0
-        super()._arrive(sleep, last, arrived)
+        super()._arrive(sleep, *how)
 
 
 class ForgetsBudget(BoundedSearch):

@@ -45,6 +45,11 @@ class Auditor:
         self._completed = 0
         self._merged = 0
 
+    def begin_pass(self) -> None:
+        """The search begins again: the last pass, on which its verdict rests, is audited like a first one."""
+        self._ways.clear()
+        self._completed = self._merged = 0
+
     def completed(self, search: StateSearch) -> list[Violation]:
         """An execution has come to its end. Returns the data races that the happens-before detector sees in it.
 

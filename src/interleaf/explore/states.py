@@ -36,9 +36,6 @@ from .machine import Basic, Choices, Machine, Snapshot, Undisciplined
 from .outcome import LIVELOCK, Bounds, Found, Outcome
 from .window import race_between
 
-PATIENCE = 200
-"""Steps that a pass goes on at least after its first unknown conflict."""
-
 Footprint: TypeAlias = tuple[int, int, int]
 """Cells read, written, and touched by plain accesses, as bit sets."""
 
@@ -219,17 +216,14 @@ class StateSearch:
         self.stack.clear()
         self.on_path.clear()
         self._steps = 0
-        patience = 0
+        if self.auditor is not None:
+            self.auditor.begin_pass()
         try:
             self._arrive({}, {}, -1, (-1, []))
             while self.stack:
+                # A pass that was surprised is to be done again, but it goes on to its end: it is smaller than the
+                # last one will be, and what it learns saves further passes.
                 self._advance()
-                if machine.surprised:
-                    # go on for a while to learn of more conflicts, since this pass is to be done again anyway
-                    if not patience:
-                        patience = 2 * self._steps + PATIENCE
-                    elif self._steps >= patience:
-                        break
         except Undisciplined:
             return False
         return not machine.surprised
@@ -321,7 +315,7 @@ class StateSearch:
                 if position is not None:
                     self.stack[position].cyclic = True
                     self.turning.update(passed.running for passed in self.stack[position:])
-                if self.auditor is not None:
+                if self.auditor is not None and not machine.surprised:
                     self.auditor.merged(key, self, arrived)
                 self._bound_executions()
                 return
@@ -349,7 +343,7 @@ class StateSearch:
         self.on_path.setdefault(key, depth)
         if not unfinished:
             outcome.executions += 1
-            if self.auditor is not None:
+            if self.auditor is not None and not machine.surprised:
                 for violation in self.auditor.completed(self):
                     self._add(Found(violation, self.schedule(), outcome.executions, race=True))
             self._bound_executions()
