@@ -178,7 +178,7 @@ def _print_cell(console: Console, result: Result) -> None:
     if certificate is not None:
         console.print(
             Text(
-                f"  proved by {' and '.join(certificate.engines)} ({', '.join(certificate.reductions)}), "
+                f"  exhaustive: proved by {' and '.join(certificate.engines)} ({', '.join(certificate.reductions)}), "
                 f"{certificate.audits:,} audits, chance of a hash collision {certificate.collision:.0e}, "
                 f"model {certificate.subject.digest}"
             ),
