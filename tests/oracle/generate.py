@@ -26,6 +26,7 @@ from .programs import (
     Program,
     Read,
     Retry,
+    Rotate,
     Statement,
     Store,
     Warn,
@@ -224,8 +225,10 @@ class Generator:
         return Locked(outer, first, Block((*before.statements, inside)))
 
     def attempt(self, variable: int) -> Block:
-        """What is done again and again: a look, bare or under a lock, or an atomic change."""
+        """What is done again and again: a look, bare or under a lock, or a change."""
         rng = self.rng
+        if rng.random() < 0.15:
+            return Block((Rotate(variable), Read(rng.randrange(VARIABLES))))
         look = rng.choice((Read(variable), Read(variable), Cmpxchg(variable, rng.randrange(3), rng.randrange(3))))
         if rng.random() < 0.4:
             return Block((Locked(*rng.choice((("spin", "a"), ("read", "v"))), Block((look,))),))

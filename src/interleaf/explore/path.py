@@ -25,8 +25,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from interleaf.runtime.cells import Cell
+from interleaf.runtime.cells import Cell, World
+from interleaf.runtime.execution import Move, Schedule
 from interleaf.runtime.memory import Memory
+from interleaf.runtime.operations import Task
 from interleaf.runtime.values import Value
 
 from .automaton import Node
@@ -92,8 +94,12 @@ class Race(NamedTuple):
 class Path:
     """The steps from the initial state to the current one."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World) -> None:
         self.events: list[Event] = []
+        self._world = world
+        self._end_cells = 0
+        self._tasks = 0
+        """How many tasks have their cells among these."""
         self._of: dict[int, list[int]] = {}
         """Positions of the steps of each task."""
         self._at: dict[Node, list[int]] = {}
@@ -112,6 +118,15 @@ class Path:
         for task, locks in enumerate(held):
             for cell, exclusive in locks:
                 self._sections.setdefault(cell, []).append(Section(task, exclusive, -1))
+
+    def schedule(self, positions: int = -1) -> Schedule:
+        """The schedule of the steps, or of those at some positions (with what is ordered before them)."""
+        return tuple(
+            Move(event.node.task.name, *basic)
+            for position, event in enumerate(self.events)
+            if positions >> position & 1
+            for basic in event.moves
+        )
 
     def before(self, task: int) -> int:
         """The steps ordered before whatever `task` does next, without what that will depend on."""
@@ -211,14 +226,14 @@ class Path:
         dependent: Sequence[int],
         wait: Wait | None,
         once: Round | None,
-        ends: int,
     ) -> Iterator[Race]:
         """The races of a step that `task` makes next, or would make if it need not wait.
 
         `before` and `dependent` are what the methods of these names say of it, `once` is the round that the step
-        begins again; `ends` are the cells that tell that a task has ended.
+        begins again.
         """
         events = self.events
+        ends = self._ends()
         direct = before
         for position in dependent:
             direct |= 1 << position
@@ -256,6 +271,14 @@ class Path:
                 first = task
                 initials |= 1 << task
             yield Race(position, initials, first)
+
+    def _ends(self) -> int:
+        """The cells that tell that a task has ended."""
+        tasks = self._world.tasks
+        while self._tasks < len(tasks):
+            self._end_cells |= Task.done.cell(tasks[self._tasks]).bit
+            self._tasks += 1
+        return self._end_cells
 
     def _unordered(self, position: int) -> int:
         """The steps after the one at `position` that are not ordered after it."""

@@ -10,6 +10,9 @@ depend on each other, `path.py` what the races of an execution are.
 * **Tasks that wait at the end** take part in the analysis with the operation in which they wait, as a section
   that spans steps: what they would do further is unknown.
 * **What can make a task wait** is found out on the way (`waits.py`).
+* **Circles**: where an execution comes back to a state that it was in, it is not gone on with, and in all states
+  of the circle every task is run: what would have followed cannot ask for that any more. (Retries without effect do
+  not even get that far, see `path.py`.)
 * **A fatal violation** ends its task, and each that then depends on it; the others go on, so that what
   they can still violate is found too. What happens in the past of a finding is free of such violations, so
   each finding is one of an execution that ends there.
@@ -24,13 +27,12 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from interleaf.runtime.cells import Domain, World
-from interleaf.runtime.execution import Move, Schedule, StepLimit
+from interleaf.runtime.execution import Schedule, StepLimit
 from interleaf.runtime.findings import ModelError, Violation
-from interleaf.runtime.operations import Task
 
 from .bounded import deadlock
 from .footprint import NOTHING, Footprint, LockModes, Watched, turns
-from .livelock import alternatives
+from .livelock import alternatives, spinning
 from .machine import Choices, Machine, Snapshot
 from .outcome import LIVELOCK, Bounds, Found, Outcome
 from .path import Event, Path, Round
@@ -73,6 +75,7 @@ class _Frame:
     """A state on the current path, and what is to be done there."""
 
     snapshot: Snapshot
+    key: int
     last: int
     """The task whose step led here."""
     sleep: dict[int, Footprint]
@@ -121,14 +124,16 @@ class StepSearch:
         self.machine = _Machine(self.world, setup, patient=True)
         reductions = ("source sets", "sleep sets", "lazy locks", *(["lock reduction"] if discipline else []))
         self.outcome = Outcome("steps", reductions=reductions)
-        self.path = Path()
+        self.path = Path(self.world)
         self.stack: list[_Frame] = []
+        self.on_path: dict[int, int] = {}
+        """State -> position of its frame."""
+        self.turning: set[int] = set()
+        """Tasks whose steps were seen to lead round in a circle."""
         self.modes = LockModes()
         self.waits = Waits()
         self.executions = 0
         """Of the current pass."""
-        self._ends = 0
-        self._tasks = 0
         self._began = 0.0
 
     def run(self) -> Outcome:
@@ -161,7 +166,8 @@ class StepSearch:
         self.executions = 0
         self.path.clear([held.locks for held in machine.memory.held])
         self.stack.clear()
-        self.stack.append(_Frame(machine.initial, -1, {}, 0))
+        self.stack.append(_Frame(machine.initial, machine.key(), -1, {}, 0))
+        self.on_path = {machine.key(): 0}
         try:
             steps = patience = 0
             while self.stack and (not machine.surprised or steps <= patience):
@@ -202,6 +208,8 @@ class StepSearch:
         if not frame.wanted:
             self._ended(frame)
         self.stack.pop()
+        if self.on_path[frame.key] == len(self.stack):
+            del self.on_path[frame.key]
 
     def _next(self, frame: _Frame) -> int:
         """The next task to run here, or -1."""
@@ -261,9 +269,7 @@ class StepSearch:
         past = before
         for position in dependent:
             past |= path.events[position].past | 1 << position
-        spoilt = bool(frame.spoilt) and any(
-            event.spoilt and past >> position & 1 for position, event in enumerate(path.events)
-        )
+        spoilt = any(event.spoilt and past >> position & 1 for position, event in enumerate(path.events))
         old = frame.snapshot.nodes
         started = [
             child
@@ -276,11 +282,17 @@ class StepSearch:
         path.push(event, taken)
         outcome.depth = max(outcome.depth, len(path.events))
         if machine.violations and not spoilt:
-            self._report(machine.violations, self._story(event))
+            self._report(machine.violations, self.path.schedule(event.past | 1 << len(path.events) - 1))
         if len(path.events) > self.bounds.steps:
             raise _Stop(f"an execution is longer than {self.bounds.steps} steps")
         dead = frame.spoilt | 1 << task if event.spoilt else frame.spoilt
-        self.stack.append(_Frame(machine.snapshot(), task, self._asleep(frame, task, footprint), dead))
+        key = machine.key() ^ dead
+        below = _Frame(machine.snapshot(), key, task, self._asleep(frame, task, footprint), dead)
+        if key in self.on_path and (machine.nodes[task] is None or not self._spins(below, task)):
+            self._circle(self.on_path[key])
+            return
+        self.on_path.setdefault(key, len(self.stack))
+        self.stack.append(below)
 
     def _asleep(self, frame: _Frame, task: int, footprint: Footprint) -> dict[int, Footprint]:
         """Who sleeps on after a step of `task`: those whose steps do not depend on it."""
@@ -298,7 +310,7 @@ class StepSearch:
         once: Round | None = None,
     ) -> None:
         """Plan the other orders of a step of `task` and the steps that it races with."""
-        races = self.path.races(task, footprint, before, dependent, wait, once, self._all_ends())
+        races = self.path.races(task, footprint, before, dependent, wait, once)
         for position, initials, first in races:
             frame = self.stack[position]
             if initials < 0:
@@ -311,6 +323,42 @@ class StepSearch:
             if first not in frame.waiting and not frame.spinning >> first & 1:
                 frame.wanted |= 1 << first
 
+    def _circle(self, position: int) -> None:
+        """The execution has come back to the state at `position`."""
+        self.outcome.executions += 1
+        self.executions += 1
+        for frame in self.stack[position:]:
+            for task in [task for task in frame.sleep if not frame.wanted >> task & 1]:
+                del frame.sleep[task]
+            for node in frame.snapshot.nodes:
+                if node is not None and node.task.index not in frame.waiting:
+                    frame.wanted |= node.task.bit & ~frame.spinning
+        self.turning.update(frame.running for frame in self.stack[position:])
+        self._stuck()
+        machine = self.machine
+        here = machine.snapshot()
+        for node in here.nodes:
+            if node is not None:
+                machine.restore(here)
+                if not machine.step(node.task.index):
+                    self.waits.waits(node.op, machine.memory)
+                    self._waits(node.task.index, machine.memory.reads)
+
+    def _waits(self, task: int, looked: int) -> None:
+        """`task` waits at the end of an execution: plan the orders in which it would not have to."""
+        node = self.machine.nodes[task]
+        assert node is not None
+        before = self.path.before(task)
+        for wait in self.waits.of_waiting(node.op):
+            footprint = self.modes.waiting(wait.cell, wait.exclusive, looked)
+            self._turn(task, footprint, before, self.path.dependent(footprint, before), wait)
+
+    def _stuck(self) -> None:
+        """Look whether everything that can still happen leads round in circles."""
+        stuck = spinning(self.machine)
+        if stuck:
+            self._report([Violation(LIVELOCK, stuck)], self.path.schedule())
+
     def _ended(self, frame: _Frame) -> None:
         """No task can run, or only such as sleep."""
         machine, outcome = self.machine, self.outcome
@@ -318,24 +366,21 @@ class StepSearch:
         self.executions += 1
         if not machine.unfinished:
             if self.final is not None:
-                self._report(self.final(machine), self._schedule())
+                self._report(self.final(machine), self.path.schedule())
         elif not frame.sleep and not frame.spoilt:
             stuck = deadlock(machine)
             if frame.spinning:
-                stuck = Violation(LIVELOCK, self._stuck(frame))
-            self._report([stuck], self._schedule())
+                stuck = Violation(LIVELOCK, self._resting(frame))
+            self._report([stuck], self.path.schedule())
+        elif not frame.spoilt and not self.turning.isdisjoint(frame.sleep):
+            self._stuck()  # those who go round would do so alone, but sleep
         for task, looked in frame.waiting.items():
-            node = machine.nodes[task]
-            assert node is not None
-            before = self.path.before(task)
-            for wait in self.waits.of_waiting(node.op):
-                footprint = self.modes.waiting(wait.cell, wait.exclusive, looked)
-                self._turn(task, footprint, before, self.path.dependent(footprint, before), wait)
+            self._waits(task, looked)
         bounds = self.bounds
         if bounds.executions is not None and outcome.executions >= bounds.executions:
             raise _Stop(f"the bound of {bounds.executions} executions was reached")
 
-    def _stuck(self, frame: _Frame) -> str:
+    def _resting(self, frame: _Frame) -> str:
         """Who goes round for ever and who waits, in words."""
         words = []
         for node in frame.snapshot.nodes:
@@ -343,28 +388,6 @@ class StepSearch:
                 doing = "retries for ever" if node.task.index not in frame.waiting else f"waits in {node.op.name}"
                 words.append(f"{node.task} {doing} ({node.op.site[2]})")
         return "; ".join(words)
-
-    def _all_ends(self) -> int:
-        """The cells that tell that a task has ended."""
-        tasks = self.world.tasks
-        while self._tasks < len(tasks):
-            self._ends |= Task.done.cell(tasks[self._tasks]).bit
-            self._tasks += 1
-        return self._ends
-
-    # Results
-
-    def _schedule(self) -> Schedule:
-        return tuple(move for event in self.path.events for move in self._moves(event))
-
-    def _story(self, event: Event) -> Schedule:
-        """The latest step with only what is ordered before it."""
-        events = [one for position, one in enumerate(self.path.events) if event.past >> position & 1]
-        return tuple(move for one in (*events, event) for move in self._moves(one))
-
-    def _moves(self, event: Event) -> list[Move]:
-        name = self.machine.task(event.task).name
-        return [Move(name, *basic) for basic in event.moves]
 
     def _report(self, violations: list[Violation], schedule: Schedule) -> None:
         for violation in violations:
