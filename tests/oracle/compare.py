@@ -14,7 +14,7 @@ from interleaf.runtime import Violation
 
 from .programs import Program
 
-EXECUTIONS = 20_000
+EXECUTIONS = 10_000
 """A program with more interleavings is not compared."""
 
 STEPS = 400
