@@ -27,7 +27,7 @@ from interleaf.linux.rwlock import (
 )
 from interleaf.linux.slab import kfree
 from interleaf.linux.spinlock import spin_lock, spin_trylock, spin_unlock
-from interleaf.runtime import choose, new, the, write_marked
+from interleaf.runtime import choose, new, the, warn, write_marked
 
 from .programs import NOTHING, Block, Shared, Statement, Thing, block
 
@@ -145,6 +145,24 @@ class Use(Statement):
             spin_unlock(thing.lock)
         else:
             write_marked(thing, Thing.value, number)
+        return 1
+
+
+@dataclass(frozen=True, eq=False)
+class UseLater(Statement):
+    """Follow the pointer under a lock, and under the lock again use what was there; warns if that was taken away."""
+
+    def run(self, number: int) -> int:
+        shared = the(Shared)
+        spin_lock(shared.a)
+        thing = rcu_dereference(shared, Shared.thing, True)
+        spin_unlock(shared.a)
+        if thing is None:
+            return 0
+        spin_lock(shared.a)
+        write_marked(thing, Thing.value, 1)
+        warn("taken away", shared.thing is None, "used after it was taken away")
+        spin_unlock(shared.a)
         return 1
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .primitives import Dispose, Locked, Publish, Put, RcuReader, Trylock, Use
+from .primitives import Dispose, Locked, Publish, Put, RcuReader, Trylock, Use, UseLater
 from .programs import NOTHING, Assert, Block, Program, Read, Retry, Statement, Store, Write
 
 
@@ -19,6 +19,9 @@ LOST_UPDATE = of(
 
 ALONE = of((Write(0, 1), Store(1, 2)), (Read(0), Write(0, 0), Assert(0, 1), Write(1, 0)))
 """The second task gets as far as the field that both write only after the first one has written it, or in between."""
+
+FREED_EAGERLY = of((UseLater(),), (Locked("spin", "a", Block((Dispose("callback"),))),))
+"""If the object is freed as soon as it can be, the first use of it hides what comes after."""
 
 ONCE_WRONG = [
     # a task that dies in the step that took a lock was not seen to hold it

@@ -14,12 +14,13 @@ from collections.abc import Iterator
 import pytest
 
 from interleaf.explore.outcome import LIVELOCK
+from interleaf.explore.states import Options, StateSearch
 
-from .compare import ENGINES, Collector, by_states, by_steps, disagreement, truth
+from .compare import ENGINES, Collector, by_states, by_steps, disagreement, findings, truth
 from .generate import MIXES, Generator
 from .preemptions import bounded, fewest
 from .programs import Program
-from .telling import ONCE_WRONG
+from .telling import FREED_EAGERLY, ONCE_WRONG
 
 CHUNKS = 8
 PROGRAMS = int(os.environ.get("INTERLEAF_ORACLE_PROGRAMS", "10_032"))
@@ -51,6 +52,21 @@ def test_engines_agree_where_one_was_once_wrong(program: Program) -> None:
     for name, search in ENGINES.items():
         difference = disagreement(program, expected, search)
         assert not difference, f"the search over {name} differs"
+
+
+def test_eager_freeing_hides_nothing_but_behind_a_use_after_free() -> None:
+    expected, _ = truth(FREED_EAGERLY)
+    assert {rule for rule, _ in expected.violations} == {"use-after-free", "taken away"}
+    for eager in (False, True):
+        collector = Collector()
+        search = StateSearch(FREED_EAGERLY.setup, final=collector, options=Options(eager=eager))
+        found = findings(search.run(), collector.finals)
+        search.close()
+        if eager:
+            assert "use-after-free" in {rule for rule, _ in found.violations}
+            assert found.violations <= expected.violations
+        else:
+            assert not expected.differences(found)
 
 
 @pytest.mark.parametrize("mix", ["locks", "rwlocks", "drops", "lives", "rcu"])
