@@ -134,6 +134,20 @@ class Path:
         last = positions[-1] if positions else self._started.get(task)
         return 0 if last is None else self.events[last].past | 1 << last
 
+    def passed(self, node: Node, before: int) -> int:
+        """The tasks that have done nothing but what is ordered before the step from `node`, as a bit set.
+
+        `before` is what `before` says of it; a join comes after all that the tasks did for which it waits, too.
+        """
+        for task in _positions(node.joins):
+            before |= self.before(task)
+        found = 0
+        for task in range(len(self._world.tasks)):
+            positions = self._of.get(task)
+            if not positions or before >> positions[-1] & 1:
+                found |= 1 << task
+        return found
+
     def dependent(self, footprint: Footprint, before: int) -> list[int]:
         """Positions of the steps that conflict with `footprint`, not counting those of `before`; the latest first."""
         events = self.events

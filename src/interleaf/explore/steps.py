@@ -55,15 +55,22 @@ class _Suspicious(World):
 
 
 class _Machine(Machine):
-    """A machine whose next step is alone only if all that has happened is ordered before it.
+    """A machine that knows which tasks have ended only in this execution.
 
-    Otherwise the other tasks have ended in this execution, and not in another one of the same partial order.
+    In another one with the same partial order a task may still run beside the next step, unless all that it has done
+    is ordered before that: those are the tasks in `passed`, a bit set.
     """
 
-    ordered = True
+    passed = 0
 
     def _beside(self, index: int) -> int:
-        return super()._beside(index) if self.ordered else ~(1 << index)
+        super()._beside(index)
+        beside = 0
+        for other, node in enumerate(self.nodes):
+            over = node is None or node.joins >> index & 1
+            if other != index and not (over and self.passed >> other & 1):
+                beside |= 1 << other
+        return beside
 
 
 class _Stop(Exception):
@@ -90,6 +97,8 @@ class _Frame:
     """For each task, the steps that brought it back to where it was, if it is to be run only in spite of them."""
     spinning: int = 0
     """Tasks that would do the same again, and are not run here."""
+    eager: int = -1
+    """The only task that is run here, because it only frees what nobody may use any more."""
     running: int = -1
     todo: list[Choices] = field(default_factory=list)
     """Outcomes of choices with which the running task's step is still to be made."""
@@ -112,17 +121,28 @@ class StepSearch:
         bounds: Bounds | None = None,
         final: Final | None = None,
         discipline: bool = True,
+        foresight: bool = True,
+        eager: bool = True,
         stop_at_first: bool = False,
         seed: int = 1,
     ) -> None:
         self.bounds = bounds or Bounds()
+        self.eager = eager
         if self.bounds.states is not None or self.bounds.preemptions is not None:
             raise ModelError("the search over steps cannot honour a bound on states or preemptions: leave it out.")
         self.final = final
         self.stop_at_first = stop_at_first
         self.world = World(seed) if discipline else _Suspicious(seed)
-        self.machine = _Machine(self.world, setup, patient=True)
-        reductions = ("source sets", "sleep sets", "lazy locks", *(["lock reduction"] if discipline else []))
+        self.machine = _Machine(self.world, setup, patient=True, foresight=discipline and foresight)
+        parts = {
+            "source sets": True,
+            "sleep sets": True,
+            "lazy locks": True,
+            "lock reduction": discipline,
+            "foresight": discipline and foresight,
+            "eager freeing": eager,
+        }
+        reductions = tuple(name for name, used in parts.items() if used)
         self.outcome = Outcome("steps", reductions=reductions)
         self.path = Path(self.world)
         self.stack: list[_Frame] = []
@@ -182,8 +202,11 @@ class StepSearch:
     def _known(self) -> tuple[object, ...]:
         """All that has been learned by now."""
         world = self.world
+        nodes = self.machine.automata.nodes.values()
         return (
             dict(world.clashes),
+            sum(len(node.edges) + len(node.spawns) for node in nodes),
+            sum(node.own.bit_count() + node.own_writes.bit_count() for node in nodes),
             sum(place.exposed for place in self.machine.automata.places.values()),
             sum(domain.observed for domain in world.domains.values()),
             self.modes.watched,
@@ -213,6 +236,10 @@ class StepSearch:
 
     def _next(self, frame: _Frame) -> int:
         """The next task to run here, or -1."""
+        if frame.running < 0 and not frame.wanted:
+            frame.eager = self._eager(frame)
+        if frame.eager >= 0:
+            return frame.eager if frame.eager not in frame.sleep else -1
         able = [
             task
             for task in self.machine.unfinished
@@ -225,6 +252,18 @@ class StepSearch:
         if frame.last in able:
             return frame.last
         return able[0] if able else -1
+
+    def _eager(self, frame: _Frame) -> int:
+        """A task whose step need not be put off, or -1."""
+        machine = self.machine
+        if self.eager:
+            for task, node in enumerate(frame.snapshot.nodes):
+                if node is not None and node.eager and task not in frame.waiting and not frame.spoilt >> task & 1:
+                    if machine.able(task):
+                        return task
+                    self.waits.waits(node.op, machine.memory)
+                    frame.waiting[task] = machine.memory.reads
+        return -1
 
     def _spins(self, frame: _Frame, task: int) -> bool:
         """Would `task` do here what it has just done, to no effect?"""
@@ -243,7 +282,7 @@ class StepSearch:
         assert node is not None
         op = node.op
         before = path.before(task)
-        machine.ordered = before.bit_count() == len(path.events)
+        machine.passed = path.passed(node, before)
         if not machine.step(task, choices):
             self.waits.waits(op, machine.memory)
             frame.waiting[task] = machine.memory.reads
@@ -259,7 +298,7 @@ class StepSearch:
         taken = turns(journal, machine.memory.held[task])
         footprint = self.modes.footprint(machine.memory, taken, machine.dead)
         changed = self.modes.changed(journal)
-        once = frame.rounds[task]
+        once = frame.rounds.get(task)
         if once is not None:
             footprint = footprint.union(once.footprint)
         frame.running = task
@@ -313,6 +352,8 @@ class StepSearch:
         races = self.path.races(task, footprint, before, dependent, wait, once)
         for position, initials, first in races:
             frame = self.stack[position]
+            if frame.eager >= 0:
+                continue
             if initials < 0:
                 for other, node in enumerate(frame.snapshot.nodes):
                     if node is not None and other not in frame.waiting and not frame.spinning >> other & 1:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from interleaf.hw.cpu import Cpu
-from interleaf.hw.page_table import PG_LEVEL_4K, ROOT_LEVEL, PageTable
+from interleaf.hw.page_table import PG_LEVEL_1G, PG_LEVEL_4K, ROOT_LEVEL, PageTable
+from interleaf.hw.platform import EPT, Platform
 from interleaf.linux.list import list_head
 from interleaf.linux.mutex import mutex
 from interleaf.linux.refcount import refcount_t
@@ -23,6 +24,8 @@ from interleaf.linux.wait import wait_queue_head_t
 from interleaf.linux.workqueue import work_struct, workqueue_struct
 from interleaf.mm.mm import Mm
 from interleaf.runtime import Const, Embedded, Marked, Object, Plain
+
+from .tdp.masks import SpteMasks, spte_masks
 
 if TYPE_CHECKING:
     from .design import Design
@@ -161,6 +164,27 @@ class KvmGfnRange(NamedTuple):
     may_block: bool
 
 
+@dataclass(frozen=True, slots=True)
+class KvmParams:
+    """What userspace and the administrator have chosen for a VM, and do not change while it runs."""
+
+    max_level: int = PG_LEVEL_1G
+    """Largest pages that KVM maps (`max_huge_page_level`)."""
+    slot_zap_all: bool = True
+    """Deleting a memslot zaps everything (KVM_X86_QUIRK_SLOT_ZAP_ALL; without the quirk, the slot's range only)."""
+    eager_page_split: bool = True
+    """Dirty logging splits huge pages when it begins, or is cleared (module parameter of that name)."""
+    manual_protect: bool = False
+    """KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE: getting the dirty log does not protect pages again, clearing it does."""
+    initially_all_set: bool = False
+    """KVM_DIRTY_LOG_INITIALLY_SET: a new dirty log says that all pages are dirty, and protects none."""
+    dirty_ring_size: int = 0
+    """Entries of each vCPU's dirty ring; 0: dirty pages are logged in the slots' bitmaps."""
+
+
+DEFAULT_PARAMS = KvmParams()
+
+
 class Kvm(Object):
     """`struct kvm` with its `kvm_arch`: one virtual machine."""
 
@@ -169,9 +193,17 @@ class Kvm(Object):
     """How this kernel's TDP MMU is built."""
     mm = Const(Mm)
     """The address space that guest memory comes from; KVM holds a reference on it (mmgrab), not on its users."""
+    platform: Const[Platform] = Const(Platform, EPT)
+    """The machine it runs on."""
+    params: Const[KvmParams] = Const(KvmParams, DEFAULT_PARAMS)
     gfns: Const[tuple[int, ...]] = cast("Const[tuple[int, ...]]", Const(tuple, ()))
     """All gfns that the scenario can ever map, ascending. Walks visit, at each level, only the entries that
     lead to one of them, because all others are never written; mapping another gfn is a ModelError."""
+
+    @property
+    def masks(self) -> SpteMasks:
+        """Which bits of an SPTE mean what."""
+        return spte_masks(self.design, self.platform)
 
     users_count = Embedded(refcount_t)
     """References to the VM (`kvm->users_count`); the last one destroys it."""

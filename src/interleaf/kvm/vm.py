@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from interleaf.hw.cpu import Cpu
 from interleaf.hw.frames import is_allocated
+from interleaf.hw.platform import EPT, Platform
 from interleaf.linux.bug import WARN_ON
 from interleaf.linux.mutex import mutex_lock, mutex_unlock
 from interleaf.linux.refcount import refcount_dec_and_test, refcount_inc, refcount_set
@@ -12,7 +13,7 @@ from interleaf.mm.mmu_notifier import mmu_notifier_register, mmu_notifier_unregi
 from interleaf.runtime import Memory, ModelError, Violation, free, new, operation, routine, say, the
 
 from .design import Design
-from .kvm_host import Kvm, KvmMemslots, KvmMmuPage, KvmVcpu
+from .kvm_host import DEFAULT_PARAMS, Kvm, KvmMemslots, KvmMmuPage, KvmParams, KvmVcpu
 from .memslots import kvm_memslots
 from .mmu import kvm_mmu_unload
 from .mmu_notifier import mmu_notifier_of
@@ -21,11 +22,13 @@ from .zap import KvmModule
 
 
 @routine
-def kvm_create_vm(design: Design, mm: Mm, gfns: tuple[int, ...]) -> Kvm:
+def kvm_create_vm(
+    design: Design, mm: Mm, gfns: tuple[int, ...], platform: Platform = EPT, params: KvmParams = DEFAULT_PARAMS
+) -> Kvm:
     """A new VM in the address space `mm` whose guest memory will only ever be at `gfns`. Sleeps."""
     if not gfns or list(gfns) != sorted(set(gfns)):
         raise ModelError(f"Kvm.gfns must name the gfns that the VM can have, once each, ascending; found {gfns}.")
-    kvm = new(Kvm, design=design, mm=mm, gfns=gfns)
+    kvm = new(Kvm, design=design, mm=mm, gfns=gfns, platform=platform, params=params)
     refcount_set(kvm.users_count, 1)
     kvm.memslots = new(KvmMemslots)
     tdp_mmu.kvm_mmu_init_tdp_mmu(kvm)

@@ -12,6 +12,7 @@ which index, which random 64-bit number stands for "cell c holds value v" in the
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .values import Value
@@ -153,6 +154,8 @@ class World:
         """What is learned over all executions (lock order, rules exercised), by key."""
         self.exercised: dict[str, int] = {}
         """How often each property had the chance to fail."""
+        self.listener: Callable[[Any, object], None] | None = None
+        """Whoever follows an execution: called with the running task and what it traces."""
 
     def domain(self, name: str) -> Domain:
         found = self.domains.get(name)

@@ -281,6 +281,17 @@ def say(text: str) -> None:
         notes.append(text)
 
 
+def trace(record: object) -> None:
+    """Tell whoever follows this execution (`World.listener`) what the running task has just done.
+
+    Costs nothing unless somebody listens; not part of the state, and a search must not listen, since it does not run
+    model code again where it knows what happens.
+    """
+    world = running().world
+    if world.listener is not None:
+        world.listener(running().task, record)
+
+
 def narrating() -> bool:
     """Is somebody listening to `say`? To skip the making of an expensive text."""
     return running().notes is not None
