@@ -1,0 +1,19 @@
+"""Traces of real kernels: the text that ftrace and trace-cmd write, read into records, and what follows from it.
+
+* `records`    one record for each event of KVM's MMU, with the kernel's field names;
+* `texts`      how the kernels since 5.12 print each of them, and the reading of such a text;
+* `formats`    the same from the events' own `format` files, for kernels that print them in another way;
+* `source`     the lines of a file, plain or gzip, in bounded memory;
+* `reader`     from lines to events; what cannot be read is counted and located;
+* `memory`     slots, notifiers and jobs of a trace, whichever way it tells of them;
+* `spte`       what can be seen of an entry without knowing the machine;
+* `tables`     page tables as a trace tells of them;
+* `tasks`      what each task was doing when an event of its appeared;
+* `reconstruct` the page tables at any moment, with a check that each event fits what came before;
+* `snapshots`  walks through the real page tables, and their comparison with what was reconstructed;
+* `summary`    what a person wants to know of a trace;
+* `tracefs`, `record`  making such a trace on a live host.
+
+A trace is never trusted: events may be lost, lines cut or mixed with other text, kernels newer than this program.
+Whatever is not understood is counted with its place, and whatever is concluded in spite of it says so.
+"""
