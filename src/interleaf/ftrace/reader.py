@@ -263,73 +263,8 @@ _TASK_TEXT = (
 )
 _TASK = re.compile(_TASK_TEXT + rb"\s*\Z", re.DOTALL)
 _LINE = re.compile(
-    rb"(" + _TASK_TEXT + rb")\s{1,40}(\d{1,12}(?:\.\d{1,9})?|\d{1,20}):\s{1,40}([\w./-]{1,100}):?(?:\s(.*)|)\Z", re.DOTALL
-)
-_ENTRIES.match(line)
-            if entries is not None and len(entries[2]) < 20 and int(entries[1]) < int(entries[2]):
-                return self._lost(number, int(entries[2]) - int(entries[1]), line, latest)
-            return ()
-        lost = _LOST.match(line)
-        if lost is not None:
-            return self._lost(number, int(lost[1]) if lost[1] and len(lost[1]) < 20 else None, line, latest)
-        return () if not self._seen_event and _PREAMBLE.match(line) else None
-
-    def _lost(self, number: int, count: int | None, line: bytes, latest: int) -> Event:
-        self._trouble(Kind.LOST, number, _shown(line))
-        self.account.lost += count or 0
-        return Event(number, latest, NOBODY, "lost", Lost(count))
-
-    def _unreadable(self, kind: Kind, number: int, line: bytes, latest: int) -> Event:
-        """A line that might have been an event: there is no telling what it would have changed."""
-        self._trouble(kind, number, _shown(line))
-        return Event(number, latest, NOBODY, "lost", Lost(None))
-
-    def _task(self, prefix: bytes) -> Task | None:
-        if prefix in self._tasks:
-            return self._tasks[prefix]
-        if len(self._tasks) >= PREFIXES:
-            self._tasks.clear()
-        found = _TASK.match(prefix)
-        task = None
-        if found is not None:
-            tgid = int(found[3]) if found[3] and found[3].isdigit() else None
-            flags = (found[5] or b"").decode("utf-8", "replace")
-            task = Task(found[1].decode("utf-8", "replace"), int(found[2]), tgid, int(found[4]), flags)
-        self._tasks[prefix] = task
-        return task
-
-    def _time(self, text: bytes) -> int:
-        seconds, dot, fraction = text.partition(b".")
-        if dot:
-            return int(seconds) * 10**9 + int(fraction.ljust(9, b"0")[:9])
-        self.account.clock = Clock.TICKS
-        return int(seconds)
-
-    def _trouble(self, kind: Kind, line: int, text: str) -> None:
-        trouble = Trouble(kind, line, text)
-        if self._strict:
-            raise Strict(f"{self.path}: {trouble}.")
-        account = self.account
-        account.counts[kind] += 1
-        if account.counts[kind] <= KEPT:
-            account.troubles.append(trouble)
-
-    def _expect_text(self, lines: list[bytes]) -> None:
-        """Raise Unreadable if the first block of a file shows that it is no text."""
-        sample = b"\n".join(lines[:1000])[: 1 << 16]
-        odd = sum(byte < 9 or 13 < byte < 32 or byte > 126 for byte in sample)
-        if odd * 10 > len(sample):
-            raise Unreadable(f"{self.path} is no trace: it is not even text.")
-
-
-NOBODY = Task("", 0, None, 0, "")
-"""The task of what no task has done."""
-
-_LINE = re.compile(
-    rb"(.*?\S-\d{1,10}\s.*?\[\d{1,5}\].*?)\s+(\d{1,20}(?:\.\d{1,9})?):\s+([\w./-]{1,100}):?(?:\s(.*)|)\Z", re.DOTALL
-)
-_TASK = re.compile(
-    rb"\s*(.+)-(\d{1,10})\s+(?:\(\s*(\d{1,10}|-+)\)\s+)?\[(\d{1,5})\](?:\s+([A-Za-z0-9.#*]{1,12}))?\s*\Z", re.DOTALL
+    rb"(" + _TASK_TEXT + rb")\s{1,40}(\d{1,12}\.\d{1,9}|\d{1,20}):\s{1,40}([\w./-]{1,100}):?(?:\s(.*)|)\Z",
+    re.DOTALL,
 )
 _ENTRIES = re.compile(rb"# entries-in-buffer/entries-written: (\d+)/(\d+)")
 _LOST = re.compile(rb"CPU:\s*\d+ \[(?:LOST )?(?:(\d+) )?EVENTS(?: DROPPED)?\]\s*\Z")
