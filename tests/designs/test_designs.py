@@ -14,7 +14,17 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "my_roots.py"
 
 
 def test_the_library_is_in_order_of_age() -> None:
-    assert list(library()) == ["v5.13", "v5.16", "series-v1", "off-list", "v5.18", "v6.12"]
+    assert list(library()) == [
+        "v5.13",
+        "v5.16",
+        "series-v1",
+        "off-list",
+        "series-v3",
+        "v5.18",
+        "v6.1",
+        "v6.4",
+        "v6.12",
+    ]
 
 
 @pytest.mark.parametrize("design", library().values(), ids=lambda design: design.name)

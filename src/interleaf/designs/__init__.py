@@ -17,17 +17,33 @@ from interleaf.runtime import ModelError
 
 from .off_list import OFF_LIST
 from .series_v1 import SERIES_V1
+from .series_v3 import SERIES_V3
 from .v5_13 import V5_13
 from .v5_16 import V5_16
 from .v5_18 import V5_18
+from .v6_1 import V6_1
+from .v6_4 import V6_4
 from .v6_12 import V6_12
 
-__all__ = ["OFF_LIST", "SERIES_V1", "V5_13", "V5_16", "V5_18", "V6_12", "library", "load"]
+__all__ = [
+    "OFF_LIST",
+    "SERIES_V1",
+    "SERIES_V3",
+    "V5_13",
+    "V5_16",
+    "V5_18",
+    "V6_1",
+    "V6_4",
+    "V6_12",
+    "library",
+    "load",
+]
 
 
 def library() -> dict[str, Design]:
     """All designs by name, oldest first."""
-    return {design.name: design for design in (V5_13, V5_16, SERIES_V1, OFF_LIST, V5_18, V6_12)}
+    designs = (V5_13, V5_16, SERIES_V1, OFF_LIST, SERIES_V3, V5_18, V6_1, V6_4, V6_12)
+    return {design.name: design for design in designs}
 
 
 def load(what: str) -> Design:

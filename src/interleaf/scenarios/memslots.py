@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from interleaf.kvm.design import Design
-from interleaf.kvm.kvm_host import Kvm
+from interleaf.kvm.kvm_host import Kvm, KvmVcpu
 from interleaf.kvm.memslots import kvm_delete_memslot
+from interleaf.kvm.mmu import kvm_mmu_reset_context
 from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, read, write
 from interleaf.mm.unmap import munmap
 from interleaf.runtime import spawn
 
 from .scenario import scenario
-from .stage import GUEST_HVA, destroy_after, load_roots, make_vm, populate
+from .stage import FAR_GFN, GUEST_HVA, destroy_after, load_roots, make_vm, populate
 
 
 @scenario("A memslot is deleted while the host unmaps its memory")
@@ -58,6 +59,26 @@ def fault_vs_other_memslot_delete(design: Design, *, pages: int = 1) -> None:
     vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], *accesses, name="vcpu0")
     memslot = spawn(kvm_delete_memslot, kvm, 1, name="memslot")
     destroy_after(kvm, vcpu, memslot)
+
+
+@scenario("A vCPU puts the root that it has just made while another memslot is deleted")
+def reset_vs_other_memslot_delete(design: Design) -> None:
+    """A memslot is deleted, and while the roots that were there are zapped a vCPU makes a new one, maps a page in it,
+    and puts it again (the guest has changed CR0, say). If the last put makes a root invalid, whoever zaps the
+    invalidated roots meets one that it has not invalidated, and has no reference on.
+
+    The page is at 512 GiB, so that the zap of a root may give mmu_lock up before it.
+    """
+    kvm = make_vm(design, dummies=1, base_gfn=FAR_GFN)
+    populate(kvm)
+    vcpu = spawn(_write_and_reset, kvm.vcpus[0], name="vcpu0")
+    memslot = spawn(kvm_delete_memslot, kvm, 1, name="memslot")
+    destroy_after(kvm, vcpu, memslot)
+
+
+def _write_and_reset(vcpu: KvmVcpu) -> None:
+    kvm_arch_vcpu_ioctl_run(vcpu, write(FAR_GFN))
+    kvm_mmu_reset_context(vcpu)
 
 
 @scenario("Two memslots are deleted, one after the other, while a vCPU still holds its old root")

@@ -24,10 +24,10 @@ from interleaf.linux.list import (
 )
 from interleaf.linux.lockdep import lockdep_assert_held, lockdep_assert_held_write
 from interleaf.linux.rcu import call_rcu, rcu_barrier, rcu_read_lock, rcu_read_unlock
-from interleaf.linux.refcount import refcount_dec_and_test, refcount_inc_not_zero, refcount_set
+from interleaf.linux.refcount import refcount_dec_and_test, refcount_inc_not_zero, refcount_set, refcount_t
 from interleaf.linux.rwlock import read_lock, read_unlock, write_lock, write_unlock
 from interleaf.linux.spinlock import spin_lock, spin_unlock
-from interleaf.runtime import checkpoint, current_task, routine, say, warn
+from interleaf.runtime import Memory, checkpoint, current_task, operation, routine, say, warn
 
 from . import tdp_mmu
 from .changed import tdp_mmu_free_sp_rcu_callback
@@ -57,9 +57,7 @@ def kvm_mmu_init_tdp_mmu(kvm: Kvm) -> None:
 @routine
 def kvm_mmu_uninit_tdp_mmu(kvm: Kvm) -> None:
     """Give up the TDP MMU's references, and expect that nothing is left. Property I12."""
-    write_lock(kvm.mmu_lock)
     tdp_mmu.kvm_tdp_mmu_invalidate_all_roots(kvm)
-    write_unlock(kvm.mmu_lock)
     tdp_mmu.kvm_tdp_mmu_zap_invalidated_roots(kvm)
     expect_nothing_left(kvm)
 
@@ -161,10 +159,23 @@ def step_root(kvm: Kvm, prev: KvmMmuPage | None, protected: bool) -> KvmMmuPage 
     return list_next_or_null_rcu(kvm.tdp_mmu_roots, prev.link, KvmMmuPage, protected)
 
 
+def expect_write_lock_or_last_user(kvm: Kvm) -> None:
+    """mmu_lock is held for write, or the VM is being destroyed, with nobody left who could make a root."""
+    if _in_use(kvm):
+        lockdep_assert_held_write(kvm.mmu_lock)
+
+
+@operation(marked=False)
+def _in_use(memory: Memory, kvm: Kvm) -> bool:
+    # for the assertion only: no kernel decides anything by it
+    return bool(memory.look(refcount_t.refs.cell(kvm.users_count)))
+
+
 @routine
 def kvm_tdp_mmu_invalidate_all_roots(kvm: Kvm, invalidated_roots: Any) -> None:
-    """Make all roots invalid, to be zapped by kvm_tdp_mmu_zap_invalidated_roots(). mmu_lock held for write."""
-    lockdep_assert_held_write(kvm.mmu_lock)
+    """Make all roots invalid, to be zapped by kvm_tdp_mmu_zap_invalidated_roots(). mmu_lock held for write, unless
+    nobody uses the VM any more."""
+    expect_write_lock_or_last_user(kvm)
     for root in list_for_each_entry(kvm.tdp_mmu_roots, KvmMmuPage):
         # A root may be invalid already, if a task has kept a reference since an earlier invalidation.
         if not root.role.invalid:

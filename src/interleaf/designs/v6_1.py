@@ -1,0 +1,21 @@
+"""v6.1 as it is maintained (6.1.192): zapped synchronously, as v6.12, by backports; roots under the write lock."""
+
+from __future__ import annotations
+
+from interleaf.kvm.tdp import roots
+from interleaf.kvm.tdp.changed import DEFERRED_BOOKKEEPING
+from interleaf.kvm.tdp.zap import SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST
+
+from .v6_4 import kvm_tdp_mmu_get_vcpu_root_hpa, kvm_tdp_mmu_zap_leafs
+from .v6_12 import V6_12
+
+V6_1 = V6_12.derive(
+    "v6.1",
+    "The stable kernel: roots are zapped by whoever invalidates them, and come and go under mmu_lock held for write.",
+    ("edbdb43fc96b", "0df9dab891ff"),
+    drops=(DEFERRED_BOOKKEEPING, roots.ROOTS_UNDER_READ_LOCK, SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST),
+    shadow_nonpresent_value=0,
+    removed_spte=0x5A0,
+    kvm_tdp_mmu_get_vcpu_root_hpa=kvm_tdp_mmu_get_vcpu_root_hpa,
+    kvm_tdp_mmu_zap_leafs=kvm_tdp_mmu_zap_leafs,
+)
