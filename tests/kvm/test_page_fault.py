@@ -12,6 +12,7 @@ from interleaf.kvm.kvm_host import KVM_MEM_READONLY, KvmVcpu, RetPf
 from interleaf.kvm.memslots import kvm_create_memslot, kvm_delete_memslot, kvm_memslots
 from interleaf.kvm.mmu import kvm_mmu_reload
 from interleaf.kvm.page_fault import kvm_tdp_page_fault
+from interleaf.kvm.tdp.spte import REMADE_SPTE_CLEAN
 from interleaf.linux.srcu import srcu_read_lock, srcu_read_unlock
 from interleaf.mm.unmap import madvise_dontneed, munmap
 from interleaf.runtime import Object, Plain, spawn, the
@@ -46,7 +47,7 @@ def test_a_fault_maps_the_page_and_puts_its_reference() -> None:
 
 def test_the_same_fault_again_is_spurious() -> None:
     def program() -> int:
-        kvm = make_vm(V6_12, (0,))
+        kvm = make_vm(V6_12.without(REMADE_SPTE_CLEAN.name), (0,))
         _fault(kvm.vcpus[0], 0, True)
         return _fault(kvm.vcpus[0], 0, True)
 

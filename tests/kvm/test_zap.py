@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from interleaf.designs import V6_12
-from interleaf.kvm.kvm_host import Kvm
+from interleaf.kvm.kvm_host import Kvm, KvmModule
 from interleaf.kvm.vm import kvm_put_kvm
-from interleaf.kvm.zap import KvmModule, kvm_mmu_zap_all, kvm_mmu_zap_all_fast, kvm_zap_gfn_range, set_nx_huge_pages
+from interleaf.kvm.zap import kvm_mmu_zap_all, kvm_mmu_zap_all_fast, kvm_zap_gfn_range, set_nx_huge_pages
 from interleaf.linux.mutex import mutex_lock, mutex_unlock
 from interleaf.runtime import spawn, the
 from tests.kvm.mapped import mapped

@@ -6,6 +6,8 @@ from interleaf.kvm.request import RELOAD_REQUEST
 from interleaf.kvm.tdp import roots, unmap
 from interleaf.kvm.tdp.changed import ATOMIC_ZAP_FLUSHES, DEFERRED_BOOKKEEPING, XCHG_VOLATILE
 from interleaf.kvm.tdp.iter import ITER_YIELDED
+from interleaf.kvm.tdp.masks import VOLATILE_ACCESSED
+from interleaf.kvm.tdp.spte import LEAF_WRITABLE_HINT, REMADE_SPTE_CLEAN
 from interleaf.kvm.tdp.zap import FLUSH_IN_RCU, FORWARD_PROGRESS, SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST
 from interleaf.kvm.zap import ZAP_ALL_SLOTS_LOCK
 
@@ -16,10 +18,13 @@ RULES = (
     FORWARD_PROGRESS,
     INVALID_SLOT_RETRY,
     ITER_YIELDED,
+    LEAF_WRITABLE_HINT,
     NOTIFIER_RETRY,
     RELOAD_REQUEST,
+    REMADE_SPTE_CLEAN,
     SKIP_FLUSH_INVALID,
     STALE_ROOT_CHECK,
+    VOLATILE_ACCESSED,
     XCHG_VOLATILE,
     ZAP_ALL_SLOTS_LOCK,
     ZAP_SMALL_FIRST,

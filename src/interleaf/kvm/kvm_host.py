@@ -8,6 +8,7 @@ field's comment says which lock protects it. gfns and pfns are numbers of 4 KiB 
 from __future__ import annotations
 
 import enum
+import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -23,7 +24,7 @@ from interleaf.linux.srcu import srcu_struct
 from interleaf.linux.wait import wait_queue_head_t
 from interleaf.linux.workqueue import work_struct, workqueue_struct
 from interleaf.mm.mm import Mm
-from interleaf.runtime import Const, Embedded, Marked, Object, Plain
+from interleaf.runtime import Array, Const, Embedded, Marked, Object, Plain
 
 from .tdp.masks import SpteMasks, spte_masks
 
@@ -144,6 +145,8 @@ class KvmMemorySlot(Object):
     userspace_addr = Plain(0)
     """Host virtual address of the first page, in pages (an hva divided by 4 KiB)."""
     flags = Plain(0)
+    gfn_write_track = Array(0)
+    """By gfn: how many there are who must see each write to the page; written under mmu_lock held for write."""
 
 
 class KvmMemslots(Object):
@@ -200,7 +203,7 @@ class Kvm(Object):
     """All gfns that the scenario can ever map, ascending. Walks visit, at each level, only the entries that
     lead to one of them, because all others are never written; mapping another gfn is a ModelError."""
 
-    @property
+    @functools.cached_property
     def masks(self) -> SpteMasks:
         """Which bits of an SPTE mean what."""
         return spte_masks(self.design, self.platform)
@@ -236,6 +239,16 @@ class Kvm(Object):
     """Nests inside mmu_lock."""
     tdp_mmu_zap_wq: Plain[workqueue_struct | None] = Plain(None)
     """v5.18 to v6.5: the queue of roots to zap."""
+
+
+class KvmModule(Object):
+    """The globals of the kvm module."""
+
+    kvm_lock = Embedded(mutex)
+    vm_list: Plain[tuple[Kvm, ...]] = Plain(())
+    """All VMs, under kvm_lock."""
+    nx_huge_pages = Marked(False)
+    """Module parameter: huge pages are not executable (a guest could crash the host by them)."""
 
 
 class KvmVcpu(Object):

@@ -13,12 +13,11 @@ from interleaf.mm.mmu_notifier import mmu_notifier_register, mmu_notifier_unregi
 from interleaf.runtime import Memory, ModelError, Violation, free, new, operation, routine, say, the
 
 from .design import Design
-from .kvm_host import DEFAULT_PARAMS, Kvm, KvmMemslots, KvmMmuPage, KvmParams, KvmVcpu
+from .kvm_host import DEFAULT_PARAMS, Kvm, KvmMemslots, KvmMmuPage, KvmModule, KvmParams, KvmVcpu
 from .memslots import kvm_memslots
 from .mmu import kvm_mmu_unload
 from .mmu_notifier import mmu_notifier_of
 from .tdp import tdp_mmu
-from .zap import KvmModule
 
 
 @routine

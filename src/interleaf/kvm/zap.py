@@ -12,13 +12,13 @@ from interleaf.hw.frames import is_allocated
 from interleaf.hw.page_table import ROOT_LEVEL, entries_for
 from interleaf.linux.list import list_head
 from interleaf.linux.lockdep import lockdep_assert_held
-from interleaf.linux.mutex import mutex, mutex_lock, mutex_unlock
+from interleaf.linux.mutex import mutex_lock, mutex_unlock
 from interleaf.linux.rwlock import write_lock, write_unlock
-from interleaf.runtime import Embedded, Memory, Object, Plain, Violation, container_of, operation, routine, say, the
+from interleaf.runtime import Memory, Violation, container_of, operation, routine, say, the
 
 from .design import rule
 from .invalidate import kvm_mmu_invalidate_begin, kvm_mmu_invalidate_end, kvm_mmu_invalidate_range_add
-from .kvm_host import Kvm, KvmMemorySlot, KvmMmuPage
+from .kvm_host import Kvm, KvmMemorySlot, KvmMmuPage, KvmModule
 from .tdp import tdp_mmu
 from .tlb import kvm_flush_remote_tlbs_range
 
@@ -27,14 +27,6 @@ ZAP_ALL_SLOTS_LOCK = rule(
     "Whoever invalidates all roots holds slots_lock, so that nobody else does meanwhile.",
     "b7cccd397f31",
 )
-
-
-class KvmModule(Object):
-    """The globals of the kvm module."""
-
-    kvm_lock = Embedded(mutex)
-    vm_list: Plain[tuple[Kvm, ...]] = Plain(())
-    """All VMs, under kvm_lock."""
 
 
 @operation(marked=False)

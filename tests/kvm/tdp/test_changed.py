@@ -178,7 +178,8 @@ def test_only_the_task_that_froze_an_entry_may_change_it() -> None:
 
 def _replace(kvm: Kvm, it: TdpIter) -> None:
     page: Page = alloc_page()
-    write_spte(kvm, it.root, it.sp, it.gfn, it.level, make_spte(kvm.design, page.pfn, ACC_ALL, True))
+    new_spte, _ = make_spte(kvm, it.sp.role, None, ACC_ALL, it.gfn, page.pfn, 0)
+    write_spte(kvm, it.root, it.sp, it.gfn, it.level, new_spte)
 
 
 def test_a_present_leaf_must_not_change_to_another_page() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from interleaf.designs import V6_12
+from interleaf.kvm.design import Design
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmPageFault, RetPf
 from interleaf.kvm.mmu import kvm_mmu_reload
 from interleaf.kvm.tdp.entries import write_spte
 from interleaf.kvm.tdp.map import kvm_tdp_mmu_map
+from interleaf.kvm.tdp.spte import REMADE_SPTE_CLEAN
 from interleaf.linux.rwlock import read_lock, read_unlock
 from interleaf.mm.page import alloc_page
 from interleaf.runtime import ModelError, spawn
@@ -25,8 +27,8 @@ def _map(kvm: Kvm, fault: KvmPageFault) -> RetPf:
     return result
 
 
-def _vm() -> tuple[Kvm, KvmMmuPage]:
-    kvm = make_vm(V6_12, (GFN,), vcpus=2)
+def _vm(design: Design = V6_12) -> tuple[Kvm, KvmMmuPage]:
+    kvm = make_vm(design, (GFN,), vcpus=2)
     for vcpu in kvm.vcpus:
         kvm_mmu_reload(vcpu)
     root = kvm.vcpus[0].mmu_root
@@ -34,16 +36,22 @@ def _vm() -> tuple[Kvm, KvmMmuPage]:
     return kvm, root
 
 
-def _twice() -> tuple[RetPf, RetPf, RetPf, RetPf]:
-    kvm, _ = _vm()
+def _again(design: Design) -> tuple[RetPf, ...]:
+    kvm, _ = _vm(design)
     fault = KvmPageFault(GFN, pfn=alloc_page().pfn)
     read_only = KvmPageFault(GFN, pfn=fault.pfn, map_writable=False)
-    return _map(kvm, read_only), _map(kvm, read_only), _map(kvm, fault), _map(kvm, fault)
+    once = _map(kvm, read_only), _map(kvm, read_only), _map(kvm, fault)
+    return *once, _map(kvm, fault), _map(kvm, fault)
 
 
 def test_a_fault_is_fixed_once_and_spurious_after_that() -> None:
-    results, _ = run_alone(_twice)
-    assert results == (RetPf.FIXED, RetPf.SPURIOUS, RetPf.FIXED, RetPf.SPURIOUS)
+    results, _ = run_alone(_again, V6_12.without(REMADE_SPTE_CLEAN.name))
+    assert results == (RetPf.FIXED, RetPf.SPURIOUS, RetPf.FIXED, RetPf.SPURIOUS, RetPf.SPURIOUS)
+
+
+def test_a_leaf_that_is_writable_already_is_made_again_without_dirty_bit() -> None:
+    results, _ = run_alone(_again, V6_12)
+    assert results == (RetPf.FIXED, RetPf.SPURIOUS, RetPf.FIXED, RetPf.FIXED, RetPf.SPURIOUS)
 
 
 def _frozen() -> RetPf:

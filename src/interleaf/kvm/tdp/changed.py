@@ -101,7 +101,7 @@ def tdp_mmu_zap_spte_atomic(kvm: Kvm, it: TdpIter) -> int | None:
 def tdp_mmu_iter_set_spte(kvm: Kvm, it: TdpIter, new_spte: int) -> None:
     """Set the entry, with nobody else changing it. In an RCU reader, mmu_lock held for write."""
     lockdep_assert_held_write(kvm.mmu_lock)
-    frozen = is_removed_spte(kvm.design, it.old_spte) or is_removed_spte(kvm.design, new_spte)
+    frozen = is_removed_spte(kvm.masks, it.old_spte) or is_removed_spte(kvm.masks, new_spte)
     warn(
         "frozen-spte-exclusive",
         frozen,
@@ -116,7 +116,7 @@ def kvm_tdp_mmu_write_spte(
     kvm: Kvm, root: KvmMmuPage | None, sp: KvmMmuPage, gfn: int, level: int, old_spte: int, new_spte: int
 ) -> int:
     """Write an entry exclusively; returns the value that it replaces, as far as the design knows it."""
-    volatile = is_present_leaf(old_spte, level) and spte_has_volatile_bits(old_spte)
+    volatile = is_present_leaf(old_spte, level) and spte_has_volatile_bits(kvm.masks, old_spte)
     if volatile and kvm.design.obeys(XCHG_VOLATILE):
         return int(xchg_spte(kvm, root, sp, gfn, level, new_spte))
     write_spte(kvm, root, sp, gfn, level, new_spte)
@@ -131,6 +131,7 @@ def handle_changed_spte(kvm: Kvm, gfn: int, old_spte: int, new_spte: int, level:
     the host, and a table that is not pointed to any more is torn down. In an RCU reader, mmu_lock held: for read
     if `shared`, else for write.
     """
+    masks = kvm.masks
     was_present = is_shadow_present_pte(old_spte)
     is_present = is_shadow_present_pte(new_spte)
     was_leaf = was_present and is_last_spte(old_spte, level)
@@ -142,25 +143,33 @@ def handle_changed_spte(kvm: Kvm, gfn: int, old_spte: int, new_spte: int, level:
         known = kvm.design.shadow_nonpresent_value
         warn(
             "nonpresent-spte-change",
-            not is_removed_spte(kvm.design, new_spte) and new_spte != known,
+            not is_removed_spte(kvm.masks, new_spte) and new_spte != known,
             f"the SPTE of gfn {gfn:#x}, level {level}, changes from {old_spte:#x} to {new_spte:#x}: neither maps "
             "anything, and the new value is not the frozen one",
         )
         return
-    if was_leaf and is_dirty_spte(old_spte) and (not is_present or not is_dirty_spte(new_spte) or pfn_changed):
+    if (
+        was_leaf
+        and is_dirty_spte(masks, old_spte)
+        and (not is_present or not is_dirty_spte(masks, new_spte) or pfn_changed)
+    ):
         kvm_set_pfn_dirty(spte_to_pfn(old_spte))
     if was_present and not was_leaf:
         moved = is_present and not is_leaf and pfn_changed
         warn(
             "table-replaced-by-table",
             moved,
-            f"the SPTE of gfn {gfn:#x}, level {level}, changes from {show_spte(kvm.design, old_spte, level)} to "
-            f"{show_spte(kvm.design, new_spte, level)}",
+            f"the SPTE of gfn {gfn:#x}, level {level}, changes from {show_spte(kvm.masks, old_spte, level)} to "
+            f"{show_spte(kvm.masks, new_spte, level)}",
         )
         child = spte_to_child_pt(old_spte, level)
         if child is not None and (is_leaf or not is_present or moved):
             handle_removed_pt(kvm, child, gfn, level - 1, shared)
-    if was_leaf and is_accessed_spte(old_spte) and (not is_present or not is_accessed_spte(new_spte) or pfn_changed):
+    if (
+        was_leaf
+        and is_accessed_spte(masks, old_spte)
+        and (not is_present or not is_accessed_spte(masks, new_spte) or pfn_changed)
+    ):
         kvm_set_pfn_accessed(spte_to_pfn(old_spte))
 
 
@@ -200,7 +209,7 @@ def _freeze_child(kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int, shared: bool) 
     while True:
         checkpoint()
         found = xchg_spte(kvm, None, sp, gfn, level, frozen)
-        if not is_removed_spte(kvm.design, found):
+        if not is_removed_spte(kvm.masks, found):
             return int(found)
         # somebody else has frozen it and is about to write it: wait for that value
         del found
@@ -216,7 +225,7 @@ def _cmpxchg(kvm: Kvm, it: TdpIter, new_spte: int) -> int | None:
     """__tdp_mmu_set_spte_atomic(): None, or the value found if it is not `it.old_spte`."""
     frozen = warn(
         "frozen-spte-atomic",
-        is_removed_spte(kvm.design, it.old_spte),
+        is_removed_spte(kvm.masks, it.old_spte),
         f"an SPTE of gfn {it.gfn:#x} that was seen frozen is to be changed: only the task that froze it may do that",
     )
     if frozen:

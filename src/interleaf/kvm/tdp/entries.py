@@ -38,7 +38,7 @@ class _ReadSpte(Read):
 
     def text(self, result: Value) -> str:
         kvm, sp, gfn, level = self.entry
-        found = "?" if result is None else show_spte(kvm.design, result, level)
+        found = "?" if result is None else show_spte(kvm.masks, result, level)
         return f"{sp.name}: SPTE of gfn {gfn:#x}, level {level}, is {found}"
 
 
@@ -56,17 +56,17 @@ def _words_cmpxchg(
 ) -> str:
     if seen is None or seen == old:
         return _words(kvm, sp, gfn, level, old, new)
-    design = kvm.design
+    masks = kvm.masks
     return (
-        f"{sp.name}: SPTE of gfn {gfn:#x}, level {level}, is {show_spte(design, seen, level)} now and not "
-        f"{show_spte(design, old, level)}: it does not become {show_spte(design, new, level)}"
+        f"{sp.name}: SPTE of gfn {gfn:#x}, level {level}, is {show_spte(masks, seen, level)} now and not "
+        f"{show_spte(masks, old, level)}: it does not become {show_spte(masks, new, level)}"
     )
 
 
 def _words(kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int, old: int | None, new: int) -> str:
     """`old` is None where the operation violates a property before it knows."""
-    before = "" if old is None else f"{show_spte(kvm.design, old, level)} "
-    return f"{sp.name}: SPTE of gfn {gfn:#x}, level {level}: {before}-> {show_spte(kvm.design, new, level)}"
+    before = "" if old is None else f"{show_spte(kvm.masks, old, level)} "
+    return f"{sp.name}: SPTE of gfn {gfn:#x}, level {level}: {before}-> {show_spte(kvm.masks, new, level)}"
 
 
 @operation(focus=lambda kvm, root, sp, gfn, level, old, new: _cell(sp, gfn, level), words=_words_cmpxchg)
@@ -95,7 +95,7 @@ def xchg_spte(memory: Memory, kvm: Kvm, root: KvmMmuPage | None, sp: KvmMmuPage,
 @operation(
     focus=lambda kvm, root, sp, gfn, level, new: _cell(sp, gfn, level),
     words=lambda kvm, root, sp, gfn, level, new, _: (
-        f"{sp.name}: SPTE of gfn {gfn:#x}, level {level} = {show_spte(kvm.design, new, level)}"
+        f"{sp.name}: SPTE of gfn {gfn:#x}, level {level} = {show_spte(kvm.masks, new, level)}"
     ),
 )
 def write_spte(
@@ -127,17 +127,17 @@ def _change(
 def _check_frozen(memory: Memory, kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int, old: int, new: int) -> None:
     freezer = ghost.frozen_by.element(sp, index_of(gfn, level))
     task = memory.world.tasks[memory.task]
-    if is_removed_spte(kvm.design, old):
+    if is_removed_spte(kvm.masks, old):
         memory.exercise("I4")
         owner = memory.look(freezer)
         if owner is not task:
             message = (
-                f"{task.name} changes the SPTE of gfn {gfn:#x}, level {level}, to {show_spte(kvm.design, new, level)}, "
+                f"{task.name} changes the SPTE of gfn {gfn:#x}, level {level}, to {show_spte(kvm.masks, new, level)}, "
                 f"but {owner.name} has frozen it: only the task that freezes an SPTE may change it"
             )
             memory.violate(Violation("I4", message, object=sp.name))
         note(memory, freezer, None)
-    if is_removed_spte(kvm.design, new):
+    if is_removed_spte(kvm.masks, new):
         note(memory, freezer, task)
 
 
@@ -154,7 +154,7 @@ def _check_install(memory: Memory, kvm: Kvm, root: KvmMmuPage | None, gfn: int, 
         memory.exercise("I8")
         if memory.look(ghost.zapped.cell(root)):
             message = (
-                f"the SPTE of gfn {gfn:#x}, level {level}, becomes {show_spte(kvm.design, new, level)} under "
+                f"the SPTE of gfn {gfn:#x}, level {level}, becomes {show_spte(kvm.masks, new, level)} under "
                 f"{root.name}, which is invalid and has been zapped already: nobody will zap it"
             )
             memory.violate(Violation("I8", message, object=root.name))

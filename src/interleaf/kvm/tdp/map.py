@@ -39,7 +39,7 @@ def kvm_tdp_mmu_map(vcpu: KvmVcpu, fault: KvmPageFault) -> RetPf:
 def _map(vcpu: KvmVcpu, kvm: Kvm, root: KvmMmuPage, fault: KvmPageFault) -> RetPf:
     it = tdp_iter_start(kvm, root, fault.goal_level, fault.gfn)
     while it is not None and it.gfn <= fault.gfn:
-        if is_removed_spte(kvm.design, it.old_spte):
+        if is_removed_spte(kvm.masks, it.old_spte):
             # whoever has frozen the entry is removing what it mapped, and will let it go again
             return RetPf.RETRY
         if it.level == fault.goal_level:
@@ -54,7 +54,8 @@ def _map(vcpu: KvmVcpu, kvm: Kvm, root: KvmMmuPage, fault: KvmPageFault) -> RetP
 @routine
 def tdp_mmu_map_handle_target_level(kvm: Kvm, fault: KvmPageFault, it: TdpIter) -> RetPf:
     """Install the leaf at `it`. In an RCU reader, mmu_lock held for read."""
-    level = it.sp.role.level
+    role = it.sp.role
+    level = role.level
     if warn(
         "map-at-wrong-level",
         level != fault.goal_level,
@@ -62,7 +63,9 @@ def tdp_mmu_map_handle_target_level(kvm: Kvm, fault: KvmPageFault, it: TdpIter) 
     ):
         return RetPf.RETRY
     assert fault.pfn is not None
-    new_spte = make_spte(kvm.design, fault.pfn, ACC_ALL, fault.map_writable)
+    new_spte, _wrprot = make_spte(
+        kvm, role, fault.slot, ACC_ALL, it.gfn, fault.pfn, it.old_spte, False, fault.map_writable, level
+    )
     if new_spte == it.old_spte:
         return RetPf.SPURIOUS
     if tdp_mmu_set_spte_atomic(kvm, it, new_spte) is not None:
@@ -83,7 +86,7 @@ def _add_table(kvm: Kvm, it: TdpIter) -> bool:
 @routine
 def tdp_mmu_link_sp(kvm: Kvm, it: TdpIter, sp: KvmMmuPage) -> bool:
     """Make the entry point to the table `sp`, unless it has changed. In an RCU reader, mmu_lock held for read."""
-    if tdp_mmu_set_spte_atomic(kvm, it, make_nonleaf_spte(kvm.design, sp.pfn)) is not None:
+    if tdp_mmu_set_spte_atomic(kvm, it, make_nonleaf_spte(kvm.masks, sp.pfn, not kvm.platform.ad_bits)) is not None:
         return False
     page_linked(kvm)
     return True

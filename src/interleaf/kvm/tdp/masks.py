@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from interleaf.hw import ept
 from interleaf.hw.platform import Paging, Platform
+from interleaf.kvm.design import Design, rule
 
-if TYPE_CHECKING:
-    from interleaf.kvm.design import Design
+VOLATILE_ACCESSED = rule(
+    "volatile-accessed-bit",
+    "A leaf whose A bit the hardware may set counts as one that may change at any time, and one without A/D bits only "
+    "while it is access-tracked (up to v6.14, which ages under mmu_lock).",
+    "ba3a6120a4e7",
+)
 
 PT_PRESENT_MASK = 1 << 0
 PT_USER_MASK = 1 << 2
@@ -62,6 +66,8 @@ class SpteMasks:
     """The bits to compare with `mmio_value`."""
     mmio_access: int
     """Which access bits an MMIO SPTE keeps."""
+    volatile_accessed: bool
+    """Is an entry volatile because the hardware may set its A bit?"""
 
 
 @functools.cache
@@ -86,6 +92,7 @@ def spte_masks(design: Design, platform: Platform) -> SpteMasks:
             mmio_value=ept.VMX_EPT_WRITABLE_MASK | ept.VMX_EPT_EXECUTABLE_MASK,
             mmio_mask=ept.VMX_EPT_RWX_MASK | suppress_ve,
             mmio_access=0,
+            volatile_accessed=design.obeys(VOLATILE_ACCESSED),
         )
     cached = platform.maxphyaddr < 52
     return SpteMasks(
@@ -105,4 +112,5 @@ def spte_masks(design: Design, platform: Platform) -> SpteMasks:
         mmio_value=NPT_MMIO_RESERVED_BIT | PT_PRESENT_MASK if cached else 0,
         mmio_mask=NPT_MMIO_RESERVED_BIT | PT_PRESENT_MASK if cached else 0,
         mmio_access=ept.VMX_EPT_WRITABLE_MASK | PT_USER_MASK,
+        volatile_accessed=design.obeys(VOLATILE_ACCESSED),
     )
