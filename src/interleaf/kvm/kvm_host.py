@@ -24,7 +24,7 @@ from interleaf.linux.srcu import srcu_struct
 from interleaf.linux.wait import wait_queue_head_t
 from interleaf.linux.workqueue import work_struct, workqueue_struct
 from interleaf.mm.mm import Mm
-from interleaf.runtime import Array, Const, Embedded, Marked, Object, Plain
+from interleaf.runtime import Array, Const, Embedded, Marked, Object, Plain, Task
 
 from .tdp.masks import SpteMasks, spte_masks
 
@@ -43,6 +43,11 @@ KVM_MEMSLOT_INVALID = 1 << 16
 KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS = 1 << 63
 """Flag in the memslot generation between the swap of the slots and the end of the SRCU grace period."""
 
+KVM_PFN_NOSLOT = 1 << 63
+"""The pfn of a fault on a gfn without a memslot."""
+
+KVM_MMU_NUM_PREV_ROOTS = 3
+
 NR_ADDRESS_SPACES = 2
 """One for system management mode; the generation of the memslots advances by as many."""
 
@@ -54,6 +59,7 @@ class RetPf(enum.IntEnum):
     RETRY = 1
     EMULATE = 2
     WRITE_PROTECTED = 3
+    """The guest writes to a page whose writes are tracked: the write is emulated (EMULATE, up to v6.11)."""
     INVALID = 4
     FIXED = 5
     SPURIOUS = 6
@@ -77,6 +83,7 @@ class KvmMmuPageRole:
     access: int = ACC_ALL
     invalid: bool = False
     efer_nx: bool = True
+    cr0_wp: bool = True
     ad_disabled: bool = False
     guest_mode: bool = False
     smm: int = 0
@@ -90,6 +97,7 @@ class KvmMmuPageRole:
             | self.access << 8
             | self.invalid << 11
             | self.efer_nx << 12
+            | self.cr0_wp << 13
             | self.ad_disabled << 16
             | self.guest_mode << 17
             | self.smm << 24
@@ -132,6 +140,13 @@ class KvmMmuPage(PageTable):
     """v5.18 to v6.5: the work item that zaps this root."""
     tdp_mmu_async_data: Plain[Kvm | None] = Plain(None)
     """v5.18 to v6.5: the VM, for that work item."""
+    nx_huge_page_disallowed = Marked(False)
+    """The table is here because a huge page in its place would not be executable. Set before it is linked, cleared
+    under tdp_mmu_pages_lock, read by faults without it (by plain accesses in the kernel, where a bool is written and
+    read in one)."""
+    possible_nx_huge_page_link = Embedded(list_head)
+    """In `Kvm.possible_nx_huge_pages`; changed under tdp_mmu_pages_lock, or mmu_lock held for write. Initialised in
+    the tables that are disallowed only."""
 
 
 class KvmMemorySlot(Object):
@@ -183,6 +198,14 @@ class KvmParams:
     """KVM_DIRTY_LOG_INITIALLY_SET: a new dirty log says that all pages are dirty, and protects none."""
     dirty_ring_size: int = 0
     """Entries of each vCPU's dirty ring; 0: dirty pages are logged in the slots' bitmaps."""
+    mmio_caching: bool = True
+    """gfns without a memslot get SPTEs that say so (module parameter enable_mmio_caching)."""
+    private_mem: bool = False
+    """The guest may have private memory (KVM_X86_SW_PROTECTED_VM), which the host has no mapping of."""
+    disable_nx_huge_pages: bool = False
+    """The VM is trusted not to attack the host through executable huge pages (KVM_CAP_VM_DISABLE_NX_HUGE_PAGES)."""
+    mmu_seq_bits: int = 64
+    """Width of `Kvm.mmu_invalidate_seq`, an unsigned long; an int is half as wide."""
 
 
 DEFAULT_PARAMS = KvmParams()
@@ -240,6 +263,15 @@ class Kvm(Object):
     tdp_mmu_zap_wq: Plain[workqueue_struct | None] = Plain(None)
     """v5.18 to v6.5: the queue of roots to zap."""
 
+    possible_nx_huge_pages = Embedded(list_head)
+    """Tables that could be huge pages again, were they not executable; under tdp_mmu_pages_lock."""
+    nx_lpage_splits = Marked(0)
+    """How many there are (`stat.nx_lpage_splits`); written as the list is, read without a lock."""
+    nx_huge_page_recovery_thread: Plain[Task | None] = Plain(None)
+    """Makes huge pages of them again, now and then."""
+    mem_attr_array = Array(0)
+    """By gfn: KVM_MEMORY_ATTRIBUTE_*. Written under slots_lock, read without a lock."""
+
 
 class KvmModule(Object):
     """The globals of the kvm module."""
@@ -264,7 +296,15 @@ class KvmVcpu(Object):
     """The role of the root that this vCPU needs (`mmu->root_role`)."""
     mmu_root: Plain[KvmMmuPage | None] = Plain(None)
     """The loaded root (`mmu->root.hpa`), to which the vCPU holds a reference; None is INVALID_PAGE. Used by
-    the vCPU's own task only."""
+    the vCPU's own task only, as all that follows."""
+    prev_roots: Plain[tuple[KvmMmuPage | None, ...]] = Plain((None,) * KVM_MMU_NUM_PREV_ROOTS)
+    """Roots that were loaded before, latest first, with a reference on each (`mmu->prev_roots`)."""
+    smm = Plain(False)
+    """It is in system management mode, and so in the second address space."""
+    guest_mode = Plain(False)
+    """It runs a guest of its guest (L2), which has no nested paging of its own."""
+    mmio_cache: Plain[tuple[int, int] | None] = Plain(None)
+    """The gfn of the latest MMIO access, and the generation of the memslots then (`mmio_gfn`, `mmio_gen`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,10 +314,27 @@ class KvmPageFault:
     gfn: int
     write: bool = False
     exec: bool = False
+    present: bool = False
+    """The hardware has found a present entry, which does not allow the access."""
+    rsvd: bool = False
+    """The hardware has found reserved bits: an MMIO SPTE."""
+    prefetch: bool = False
+    """Nobody accesses the page now."""
+    is_private: bool = False
+    """The access is to private memory of the guest."""
+    nx_huge_page_workaround_enabled: bool = False
+    max_level: int = PG_LEVEL_1G
+    """Larger pages must not be mapped, whatever the host has."""
     mmu_seq: int = 0
     """`mmu_invalidate_seq` when handling began."""
     slot: KvmMemorySlot | None = None
     pfn: int | None = None
+    """The frame of the page itself, also inside a huge page."""
     map_writable: bool = True
     """The host allows the page to be written."""
+    huge_page_disallowed: bool = False
+    """Execution from a huge page is not allowed: smaller ones must be mapped."""
+    req_level: int = PG_LEVEL_4K
+    """The level that could be mapped if that were not so."""
     goal_level: int = PG_LEVEL_4K
+    """The level to map."""
