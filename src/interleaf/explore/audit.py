@@ -23,8 +23,7 @@ from interleaf.runtime.races import RaceDetector
 from .outcome import DATA_RACE
 
 if TYPE_CHECKING:
-    from .machine import Basic
-    from .states import StateSearch
+    from .states import Arrival, StateSearch
 
 CONTINUATION = 300
 """Steps that a merge audit runs on for."""
@@ -79,7 +78,7 @@ class Auditor:
         # what orders a use and a free may be more than release and acquire (a flush by IPI, say)
         return [race for race in detector.races if race.rule == DATA_RACE]
 
-    def merged(self, key: int, search: StateSearch, arrived: tuple[int, list[Basic]]) -> None:
+    def merged(self, key: int, search: StateSearch, arrived: Arrival) -> None:
         """The search's current path and the step `arrived` have led to a state that was seen before."""
         self._merged += 1
         known = self._ways.pop(key, None)

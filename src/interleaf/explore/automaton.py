@@ -26,15 +26,6 @@ PARKED = 4_000
 """Greenlets kept at the nodes that they have reached, to go on from there; others are rebuilt when needed."""
 
 
-class Place:
-    """A line of model code that asks for an operation; `exposed` if that must be a scheduling point there."""
-
-    __slots__ = ("exposed",)
-
-    def __init__(self) -> None:
-        self.exposed = False
-
-
 class Node:
     """One state of one task, with the operation it is about to do.
 
@@ -64,10 +55,11 @@ class Node:
         "outcomes",
         "own",
         "own_writes",
-        "place",
         "plain_bits",
         "releases",
         "result",
+        "shown",
+        "shown_writes",
         "source",
         "spawns",
         "task",
@@ -75,10 +67,9 @@ class Node:
         "zobrist",
     )
 
-    def __init__(self, task: Task, op: Op, place: Place, zobrist: int) -> None:
+    def __init__(self, task: Task, op: Op, zobrist: int) -> None:
         self.task = task
         self.bit = task.bit
-        self.place = place
         self.op = op
         self.zobrist = zobrist
         self.edges: dict[Value, Node] = {}
@@ -110,6 +101,8 @@ class Node:
         self.own = self.bits if op.kind in (READ, WRITE) else 0
         self.own_writes: int = self.cell.bit if self.cell is not None and op.kind == WRITE else 0
         """Cells that its operation has touched, and written, so far."""
+        self.shown, self.shown_writes = self.own, self.own_writes
+        """The same with the unmarked operations that come after it, up to the next marked one."""
         self.future = self.future_writes = 0
         """Cells that the task was known to touch, and write, from here to its end when the present pass began."""
         self.spawns: set[Node] = set()
@@ -134,7 +127,6 @@ class Automata:
         self.flat = flat
         self.nodes: dict[tuple[int, tuple[int, ...]], Node] = {}
         self.starts: dict[Any, Node] = {}
-        self.places: dict[tuple[str, tuple[str, int, str]], Place] = {}
         self.parked = 0
         self.rebuilt = 0
         """Carriers that were rebuilt by feeding results."""
@@ -167,22 +159,44 @@ class Automata:
         node.edges[result] = following
         return following
 
-    def foresee(self) -> None:
-        """Find out what is known of every node's future: the least fixed point over all edges."""
+    def foresee(self, onward: bool) -> None:
+        """Find out what is known of every node's future: the least fixed point over all edges.
+
+        If not `onward`, everything that a task ever does counts as its future everywhere.
+        """
         nodes = list(self.nodes.values())
         for node in nodes:
-            node.future, node.future_writes = node.own, node.own_writes
+            node.future, node.future_writes = node.shown, node.shown_writes = node.own, node.own_writes
         changed = True
         while changed:
             changed = False
             for node in reversed(nodes):
                 future, writes = node.future, node.future_writes
-                for following in (*node.edges.values(), *node.spawns):
+                shown, shown_writes = node.shown, node.shown_writes
+                for following in node.edges.values():
                     future |= following.future
                     writes |= following.future_writes
-                if future != node.future or writes != node.future_writes:
+                    if not following.marked:
+                        shown |= following.shown
+                        shown_writes |= following.shown_writes
+                for started in node.spawns:
+                    future |= started.future
+                    writes |= started.future_writes
+                if (future, writes, shown, shown_writes) != (
+                    node.future,
+                    node.future_writes,
+                    node.shown,
+                    node.shown_writes,
+                ):
                     node.future, node.future_writes = future, writes
+                    node.shown, node.shown_writes = shown, shown_writes
                     changed = True
+        if not onward:
+            for start in self.starts.values():
+                for node in nodes:
+                    if node.task is start.task:
+                        node.future |= start.future
+                        node.future_writes |= start.future_writes
 
     def starters(self) -> dict[int, set[int]]:
         """For each task that others start, those that may start it, or start one that does, and so on."""
@@ -230,8 +244,7 @@ class Automata:
         key = (task.index, carrier.state)
         node = self.nodes.get(key)
         if node is None:
-            place = self.places.setdefault((op.name, op.site), Place())
-            node = self.nodes[key] = Node(task, op, place, self.world.rng.getrandbits(64))
+            node = self.nodes[key] = Node(task, op, self.world.rng.getrandbits(64))
         else:
             self._same(node, op)
         if node.carrier is None and op.kind != END and self.parked < PARKED:

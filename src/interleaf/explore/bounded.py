@@ -70,7 +70,7 @@ class BoundedSearch:
         self.inspect = inspect
         self.final = final
         self.world = World()
-        self.machine = Machine(self.world, setup, patient=True, foresight=True)
+        self.machine = Machine(self.world, setup)
         self.outcome = Outcome("bounded", reductions=("call frames", "lock reduction"))
         self.visited: dict[tuple[int, int], int] = {}
         """The largest budget with which a (state, last task) was explored."""

@@ -26,6 +26,7 @@ from .automaton import Node
 from .livelock import alternatives
 from .machine import Choices, Machine, Snapshot
 from .outcome import DEADLOCK, Bounds, Found, Outcome
+from .points import Points
 
 Final: TypeAlias = frozenset[tuple[str, str]]
 """The cells that do not have their default value, by label."""
@@ -150,18 +151,23 @@ def _local(op: Op) -> bool:
     return op.local and not isinstance(op, Report)
 
 
-class Unreduced(Machine):
-    """A machine that stops before every operation that another task could notice, and so need learn nothing."""
+class _Everywhere(Points):
+    """Every operation that another task could notice needs a scheduling point, so nothing is to be learned."""
 
-    def __init__(self, world: World, setup: Callable[[], object]) -> None:
-        super().__init__(world, setup, reduce=False, patient=True)
-        self.memory.learning = False
-
-    def _conflicts(self, node: Node) -> bool:
+    def needed(self, node: Node) -> bool:
         return True
 
-    def _learn(self, node: Node, write: bool) -> None:
-        node.learned, node.beside = self.memory.held[self.memory.task], -1
+    def learn(self, node: Node, memory: Memory, write: bool) -> None:
+        node.learned, node.beside = memory.held[memory.task], -1
+
+
+class Unreduced(Machine):
+    """A machine that stops before every operation that another task could notice."""
+
+    def __init__(self, world: World, setup: Callable[[], object]) -> None:
+        super().__init__(world, setup, reduce=False)
+        self.memory.learning = False
+        self.points = _Everywhere(world, self.automata, foresight=False)
 
 
 class Remembered:

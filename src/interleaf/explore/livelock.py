@@ -7,16 +7,18 @@ the question is answered by looking at every state that can be reached from ther
 
 from __future__ import annotations
 
+from interleaf.runtime.execution import StepLimit
+
 from .machine import Choices, Machine, Snapshot
 
 REACH = 5_000
-"""States looked at before the answer is "it gets somewhere": a livelock with more states is not found."""
+"""States looked at, at most, to find out whether tasks that go round in a circle can ever leave it."""
 
 
 def spinning(machine: Machine) -> str:
     """Who runs in circles from the machine's state for ever, in words; empty if some task can end.
 
-    The machine is left in the state that it was in.
+    The machine is left in the state that it was in. Raises StepLimit if there are too many states to tell.
     """
     start = machine.snapshot()
     ran = _closed(machine, start)
@@ -60,7 +62,9 @@ def _closed(machine: Machine, start: Snapshot) -> set[int]:
             continue
         seen.add(key)
         if len(seen) > REACH:
-            return set()
+            raise StepLimit(
+                f"tasks go round in a circle of more than {REACH} states: whether they ever leave it is unknown"
+            )
         awake.append(False)
         others = [(other, ()) for other in machine.unfinished if other != task]
         stack.append((machine.snapshot(), [*others, (task, ())]))

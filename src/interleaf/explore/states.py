@@ -32,12 +32,15 @@ from interleaf.runtime.findings import Violation
 from .audit import Auditor
 from .bounded import deadlock
 from .livelock import alternatives, spinning
-from .machine import Basic, Choices, Machine, Snapshot, Undisciplined
+from .machine import Basic, Choices, Machine, Snapshot
 from .outcome import LIVELOCK, Bounds, Found, Outcome
 from .window import race_between
 
 Footprint: TypeAlias = tuple[int, int, int]
 """Cells read, written, and touched by plain accesses, as bit sets."""
+
+Arrival: TypeAlias = tuple[int, list[Basic], int]
+"""A step that led to a state: the task, its schedule, and how many operations it had."""
 
 Inspect: TypeAlias = Callable[[Machine], list[Violation]]
 
@@ -59,7 +62,7 @@ class Options:
             "call frames": self.frames,
             "sleep sets": self.sleep,
             "lock reduction": self.locks,
-            "foresight": self.locks and self.foresight and self.journal,
+            "foresight": self.locks and self.foresight,
             "eager freeing": self.eager,
         }
         return tuple(name for name, used in parts.items() if used)
@@ -103,7 +106,7 @@ class _Frame:
         "waiting",
     )
 
-    def __init__(self, snapshot: Snapshot, key: int, last: int, arrived: tuple[int, list[Basic]]) -> None:
+    def __init__(self, snapshot: Snapshot, key: int, last: int, arrived: Arrival) -> None:
         self.snapshot = snapshot
         self.key = key
         self.last = last
@@ -165,12 +168,11 @@ class StateSearch:
             self.world,
             setup,
             reduce=self.options.locks,
-            patient=self.options.journal,
-            foresight=self.options.locks and self.options.foresight and self.options.journal,
+            foresight=self.options.foresight,
             flat=not self.options.frames,
         )
         self.auditor = Auditor(self.world, setup, random.Random(seed)) if self.options.audit else None
-        self._races: set[tuple[object, object, int]] = set()
+        self._races: set[tuple[object, ...]] = set()
         self._masks: dict[int, int] = {}
         self._began = 0.0
         self._steps = 0
@@ -201,12 +203,12 @@ class StateSearch:
         """Give back greenlets and memory."""
         self.machine.close()
 
-    def schedule(self, latest: tuple[int, list[Basic]] | None = None) -> Schedule:
+    def schedule(self, latest: Arrival | None = None) -> Schedule:
         """The schedule of the current path, and then the step `latest` of which there is no state yet."""
         passed = [frame.arrived for frame in self.stack[1:]]
         if latest is not None:
             passed.append(latest)
-        return tuple(Move(self.machine.task(task).name, *basic) for task, steps in passed for basic in steps)
+        return tuple(Move(self.machine.task(task).name, *basic) for task, steps, _ in passed for basic in steps)
 
     def _pass(self) -> bool:
         """Search from the initial state; False if an assumption broke and it must be done again."""
@@ -218,14 +220,11 @@ class StateSearch:
         self._steps = 0
         if self.auditor is not None:
             self.auditor.begin_pass()
-        try:
-            self._arrive({}, {}, -1, (-1, []))
-            while self.stack:
-                # A pass that was surprised is to be done again, but it goes on to its end: it is smaller than the
-                # last one will be, and what it learns saves further passes.
-                self._advance()
-        except Undisciplined:
-            return False
+        self._arrive({}, {}, -1, (-1, [], 0))
+        while self.stack:
+            # A pass that was surprised is to be done again, but it goes on to its end: it is smaller than the last
+            # one will be, and what it learns saves further passes.
+            self._advance()
         return not machine.surprised
 
     def _advance(self) -> None:
@@ -257,7 +256,7 @@ class StateSearch:
                 frame.todo.append((task, other_choices))
                 frame.size += 1
         if machine.violations:
-            self._report(machine.violations, (task, machine.basic))
+            self._report(machine.violations, (task, machine.basic, machine.length))
         if machine.dead:
             outcome.executions += 1
             return
@@ -271,7 +270,7 @@ class StateSearch:
                 elif other != task and self.options.sleep:
                     sleep[other] = theirs
         waiting = {other: cells for other, cells in frame.waiting.items() if not cells & touched}
-        self._arrive(sleep, waiting, task, (task, machine.basic))
+        self._arrive(sleep, waiting, task, (task, machine.basic, machine.length))
 
     def _finish(self, frame: _Frame) -> None:
         """All outcomes of the running task's choices are explored: it is done here."""
@@ -284,7 +283,7 @@ class StateSearch:
         sleep: dict[int, Footprint],
         waiting: dict[int, int],
         last: int,
-        arrived: tuple[int, list[Basic]],
+        arrived: Arrival,
     ) -> None:
         """The machine is in a state: push it if anything is to be explored from it.
 
@@ -297,16 +296,13 @@ class StateSearch:
         mask = 0
         for task in sleep:
             mask |= 1 << task
-        persistent = self._eager(unfinished, waiting)
-        if persistent:
-            unfinished = [task for task in unfinished if task == persistent]
-            mask &= 1 << persistent
         stored = self.visited.get(key)
         new = stored is None
         if stored is None:
             self._bound_states()
             self.visited[key] = self._masks.setdefault(mask, mask)
-            explore = ~mask
+            eager = self._eager(unfinished, waiting)
+            explore = (1 << eager if eager else -1) & ~mask
         else:
             explore = stored & ~mask
             if not explore:
@@ -393,8 +389,8 @@ class StateSearch:
             return
         self.machine.restore(self.machine.initial)
         for passed in self.stack[1:]:
-            task, basic = passed.arrived
-            self.machine.step(task, tuple(outcome for choices, _ in basic for outcome in choices))
+            task, basic, length = passed.arrived
+            self.machine.step(task, tuple(outcome for choices, _ in basic for outcome in choices), length)
 
     def _suspect(self, frame: _Frame, task: int, choices: Choices, one: Footprint, other: int, two: Footprint) -> None:
         """Two tasks can both take their next step here, and the steps conflict: it may be a data race."""
@@ -404,8 +400,8 @@ class StateSearch:
             return
         nodes = frame.snapshot.nodes
         for cell in self.world.cells_of(racing):
-            question = (nodes[task], nodes[other], cell.index)
-            if cell.conflicts >> task & 1 and question not in self._races:
+            question = (nodes[task], nodes[other], one, two, cell.index)
+            if cell.bit & self.world.clashes.get((task, other), 0) and question not in self._races:
                 self._races.add(question)
                 frame.suspects.append((task, choices, other, cell))
 
@@ -417,7 +413,7 @@ class StateSearch:
                 violation, steps = race
                 self._add(Found(violation, (*self.schedule(), *steps), self.outcome.executions + 1, race=True))
 
-    def _report(self, violations: list[Violation], latest: tuple[int, list[Basic]] | None = None) -> None:
+    def _report(self, violations: list[Violation], latest: Arrival | None = None) -> None:
         for violation in violations:
             self._add(Found(violation, self.schedule(latest), self.outcome.executions + 1))
 

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from interleaf.runtime.cells import Domain, World
+from interleaf.runtime.cells import World
 from interleaf.runtime.execution import Schedule, StepLimit
 from interleaf.runtime.findings import ModelError, Violation
 
@@ -43,15 +43,6 @@ Final: TypeAlias = Callable[[Machine], list[Violation]]
 
 PATIENCE = 200
 """Steps that a pass goes on at least after it has learned something, to learn more before the next one."""
-
-
-class _Suspicious(World):
-    """A world in which no field is assumed to follow a lock discipline."""
-
-    def domain(self, name: str) -> Domain:
-        domain = super().domain(name)
-        domain.assumed = False
-        return domain
 
 
 class _Machine(Machine):
@@ -132,8 +123,8 @@ class StepSearch:
             raise ModelError("the search over steps cannot honour a bound on states or preemptions: leave it out.")
         self.final = final
         self.stop_at_first = stop_at_first
-        self.world = World(seed) if discipline else _Suspicious(seed)
-        self.machine = _Machine(self.world, setup, patient=True, foresight=discipline and foresight)
+        self.world = World(seed)
+        self.machine = _Machine(self.world, setup, reduce=discipline, foresight=foresight)
         parts = {
             "source sets": True,
             "sleep sets": True,
@@ -205,9 +196,9 @@ class StepSearch:
         nodes = self.machine.automata.nodes.values()
         return (
             dict(world.clashes),
+            dict(world.glimpses),
             sum(len(node.edges) + len(node.spawns) for node in nodes),
             sum(node.own.bit_count() + node.own_writes.bit_count() for node in nodes),
-            sum(place.exposed for place in self.machine.automata.places.values()),
             sum(domain.observed for domain in world.domains.values()),
             self.modes.watched,
             self.waits.known(),

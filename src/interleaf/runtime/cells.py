@@ -12,7 +12,7 @@ which index, which random 64-bit number stands for "cell c holds value v" in the
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from .values import Value
@@ -38,45 +38,61 @@ class Zobrist(dict[Value, int]):
         return number
 
 
+READS, WRITES, LOOKS, NOTES = range(4)
+"""Kinds of access: reads and writes of the model; looks and notes of what checks properties."""
+
+_CLASHES = ((WRITES, WRITES), (WRITES, READS), (READS, WRITES))
+_GLIMPSES = (
+    *((NOTES, NOTES), (NOTES, LOOKS), (LOOKS, NOTES), (NOTES, WRITES), (WRITES, NOTES)),
+    *((NOTES, READS), (READS, NOTES), (LOOKS, WRITES), (WRITES, LOOKS)),
+)
+"""Pairs of kinds that depend on each other: of the model's own, and with checks of properties."""
+
+
 class Domain:
     """A declared field over all objects of a class, such as `Kvm.mmu_lock.holders`.
 
     `observed` says of a lock that somebody looks at its state without taking it, so that an unlock is visible.
-    Where `assumed` is false, no access to the field is taken to follow a lock discipline.
     """
 
-    __slots__ = ("assumed", "name", "observed")
+    __slots__ = ("name", "observed")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.observed = False
-        self.assumed = True
 
 
 class Record:
     """What is known of one task's accesses to one cell, over all executions of a search."""
 
-    __slots__ = ("beside", "reading", "writing")
+    __slots__ = ("beside", "locks")
 
     def __init__(self) -> None:
-        self.reading: int | None = None
-        """Locks held, in whatever mode, at each of its reads; None if it never read."""
-        self.writing: int | None = None
-        """Locks held exclusively at each of its writes; None if it never wrote."""
+        self.locks: list[int | None] = [None, None, None, None]
+        """By kind of access: the locks held at all of them; None if there was none. Only those held exclusively
+        count where something is changed."""
         self.beside = 0
         """Tasks that could have run at the time of one of the accesses."""
+
+    def meets(self, other: Record, kinds: Iterable[tuple[int, int]]) -> bool:
+        """Are there accesses of these kinds without a common lock?"""
+        for mine, theirs in kinds:
+            one, two = self.locks[mine], other.locks[theirs]
+            if one is not None and two is not None and not one & two:
+                return True
+        return False
 
 
 class Cell:
     """One shared field of one object. Identity is by index; `label` is for people.
 
-    `conflicts` are the tasks (a bit set) with an access that could meet one of another task without a common
-    lock, of which one writes. Accesses of other tasks commute with whatever happens around them: they are made
+    What is learned of its accesses goes into the world: the pairs of tasks with accesses that could meet without a
+    common lock, and depend on each other. Other accesses commute with whatever happens around them: they are made
     under a lock that the others need too, or while nobody else could make one, or all of them are reads. (The
     candidate lock sets of Eraser, Savage et al., TOCS 1997, for each pair of tasks.)
     """
 
-    __slots__ = ("bit", "conflicts", "default", "domain", "index", "label", "owner", "records", "zobrist")
+    __slots__ = ("bit", "default", "domain", "index", "label", "owner", "records", "zobrist")
 
     def __init__(
         self, index: int, owner: Object, label: str, default: Value, domain: Domain, rng: random.Random
@@ -89,44 +105,32 @@ class Cell:
         self.domain = domain
         self.zobrist = Zobrist(rng, default)
         self.records: dict[int, Record] = {}
-        self.conflicts = 0 if domain.assumed else -1
 
-    def learn(self, task: int, write: bool, locks: int, beside: int) -> bool:
-        """Add an access by `task`, with `locks` held, while the tasks `beside` could run. A new conflict?"""
+    def learn(self, task: int, kind: int, locks: int, beside: int) -> bool:
+        """Add an access by `task`, with `locks` held, while the tasks `beside` could run. Does it show a dependence?"""
         record = self.records.get(task)
         if record is None:
             record = self.records[task] = Record()
-        known = record.writing if write else record.reading
+        known = record.locks[kind]
         now = locks if known is None else known & locks
         if now == known and not beside & ~record.beside:
             return False
-        if write:
-            record.writing = now
-        else:
-            record.reading = now
+        record.locks[kind] = now
         record.beside |= beside
+        world = self.owner.world
         found = False
         for other, theirs in self.records.items():
-            if other == task or self.owner.world.clashes.get((task, other), 0) & self.bit:
+            if other == task or not (record.beside >> other & 1 or theirs.beside >> task & 1):
                 continue
-            if not (record.beside >> other & 1 or theirs.beside >> task & 1):
-                continue
-            if _clash(record.writing, theirs.writing) or (
-                _clash(record.writing, theirs.reading) or _clash(record.reading, theirs.writing)
-            ):
-                self.conflicts |= 1 << task | 1 << other
-                clashes = self.owner.world.clashes
-                for pair in ((task, other), (other, task)):
-                    clashes[pair] = clashes.get(pair, 0) | self.bit
+            for kinds, pairs in ((_CLASHES, world.clashes), (_GLIMPSES, world.glimpses)):
+                if not pairs.get((task, other), 0) & self.bit and record.meets(theirs, kinds):
+                    for pair in ((task, other), (other, task)):
+                        pairs[pair] = pairs.get(pair, 0) | self.bit
                     found = True
         return found
 
     def __repr__(self) -> str:
         return f"<{self.label}>"
-
-
-def _clash(one: int | None, other: int | None) -> bool:
-    return one is not None and other is not None and one & other == 0
 
 
 class World:
@@ -150,6 +154,8 @@ class World:
         """Sets of held locks, each once, so that they can be compared by identity."""
         self.clashes: dict[tuple[int, int], int] = {}
         """For each pair of tasks the cells on which they conflict, as a bit set."""
+        self.glimpses: dict[tuple[int, int], int] = {}
+        """The same where one of the two accesses is for the check of a property."""
         self.gathered: dict[Value, Any] = {}
         """What is learned over all executions (lock order, rules exercised), by key."""
         self.exercised: dict[str, int] = {}

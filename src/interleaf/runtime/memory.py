@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from .cells import Cell, World
+from .cells import LOOKS, NOTES, READS, WRITES, Cell, World
 from .findings import Violation, ViolationRaised
 from .values import Value
 
@@ -78,12 +78,8 @@ class Memory:
         self.plains = 0
         self.plainly = False
         """The running operation is no scheduling point, so all its accesses are plain, whatever it says."""
-        self.glued = False
-        """The running operation is marked, but taken to be no scheduling point."""
-        self.exposed = False
-        """A glued operation has touched a cell on which its task has conflicts: it must be a scheduling point."""
         self.broken: Cell | None = None
-        """A cell on which an access has just shown a new conflict."""
+        """A cell on which an access has just shown a dependence that was not known."""
         self.spawned: list[tuple[Value, Value, tuple[Value, ...]]] = []
         """Tasks started by the running step: (task, function, arguments)."""
         self.warnings: list[Violation] = []
@@ -118,11 +114,20 @@ class Memory:
     def look(self, cell: Cell) -> Value:
         """Read a cell for the check of a property, not for the model.
 
-        The search sees that the operation depends on it, but it is no access: it cannot race, says nothing about lock
-        discipline, and may look at what is freed.
+        The search sees that the operation depends on it, but it is no access: it cannot race, and may look at what is
+        freed.
         """
         self.reads |= cell.bit
+        if self.learning and cell.learn(self.task, LOOKS, self.held[self.task].any, self.beside):
+            self.broken = cell
         return self.values[cell.index]
+
+    def note(self, cell: Cell, value: Value) -> None:
+        """Write a cell for the check of a property, not for the model: no access, as with `look`."""
+        self.writes |= cell.bit
+        if self.learning and cell.learn(self.task, NOTES, self.held[self.task].exclusive, self.beside):
+            self.broken = cell
+        self.set(cell, value)
 
     def commute_cell(self, cell: Cell, value: Value) -> None:
         """Write in a way that commutes with every other such write, and so counts as a read.
@@ -212,10 +217,10 @@ class Memory:
     def learn(self, cell: Cell, write: bool) -> None:
         """Add one access to what is known of the locks that protect `cell` and the life of its owner."""
         held = self.held[self.task]
-        if cell.learn(self.task, write, held.exclusive if write else held.any, self.beside):
+        if cell.learn(self.task, WRITES if write else READS, held.exclusive if write else held.any, self.beside):
             self.broken = cell
         life = cell.owner.life
-        if life is not None and life is not cell and life.learn(self.task, False, held.any, self.beside):
+        if life is not None and life is not cell and life.learn(self.task, READS, held.any, self.beside):
             self.broken = life
 
     def _now_holds(self, locks: tuple[tuple[Cell, bool], ...]) -> None:
@@ -244,8 +249,6 @@ class Memory:
                 self.use_after_free(cell, write)
         if self.learning:
             self.learn(cell, write)
-        if self.glued and (cell.conflicts | (life.conflicts if life is not None else 0)) >> self.task & 1:
-            self.exposed = True
         if self.observer is not None:
             self.observer.access(self.task, cell, write, plain)
             if life is not None and life is not cell:

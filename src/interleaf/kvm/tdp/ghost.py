@@ -30,8 +30,7 @@ WORK: Holder = "the work queue"
 def note(memory: Memory, cell: Cell, value: Value) -> None:
     """Inside an operation: write ghost state. As `Memory.look`, it is no access; the search sees that the operation
     has an effect there."""
-    memory.writes |= cell.bit
-    memory.set(cell, value)
+    memory.note(cell, value)
 
 
 def _of(owner: type[Object], name: str, default: T) -> Plain[T]:
