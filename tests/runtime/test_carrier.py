@@ -9,12 +9,14 @@ import pytest
 from interleaf.runtime import (
     Execution,
     Marked,
+    Memory,
     ModelError,
     Object,
     World,
     canonical,
     checkpoint,
     new,
+    operation,
     read_marked,
     routine,
     spawn,
@@ -26,6 +28,11 @@ from interleaf.runtime.carrier import Carrier
 class Cellular(Object):
     x = Marked(0)
     y = Marked(0)
+
+
+@operation(focus=Cellular.x.cell)
+def clear(memory: Memory, cellular: Cellular) -> None:
+    memory.store(cellular, Cellular.x, 0)
 
 
 @routine
@@ -170,7 +177,7 @@ def test_clean_up_code_of_an_ended_greenlet_performs_nothing() -> None:
     carrier.kill()
 
 
-@pytest.mark.parametrize("value", [1, "a", None, (1, (2,)), frozenset({1}), int])
+@pytest.mark.parametrize("value", [1, "a", None, (1, (2,)), frozenset({1}), int, clear, Cellular.x])
 def test_canonical_values_pass(value: Any) -> None:
     assert canonical(value, "here") is value
 

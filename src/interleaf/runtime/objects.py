@@ -143,6 +143,7 @@ class Const(Generic[T]):
 class Field(Generic[T]):
     """A shared field; `marked` fields are scheduling points at each access, others are plain."""
 
+    _is_handle: ClassVar[bool] = True
     marked = False
 
     def __init__(self, default: T) -> None:
@@ -189,6 +190,8 @@ class Marked(Field[T]):
 class Element(Field[T]):
     """One element of an array field, by itself: `Class.array[i]`."""
 
+    _is_handle = False  # each time another one
+
     def __init__(self, array: Array[T], index: Value) -> None:
         super().__init__(array.default)
         self.array = array
@@ -221,6 +224,8 @@ class Slots(Generic[T]):
 
 class Array(Generic[T]):
     """A sparse array of shared elements; every element starts as `default`, and any index will do."""
+
+    _is_handle: ClassVar[bool] = True
 
     def __init__(self, default: T) -> None:
         self.default = default
