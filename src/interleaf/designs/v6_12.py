@@ -1,6 +1,7 @@
 """v6.12: synchronous zapping, roots made and freed under mmu_lock held for read, invalid roots on the list."""
 
 from interleaf.kvm.design import Design
+from interleaf.kvm.memslots import MMIO_GENERATION_WRAP, SWAP_WAITS_FOR_NOTIFIERS
 from interleaf.kvm.page_fault import INVALID_SLOT_RETRY, NOTIFIER_RETRY, STALE_ROOT_CHECK
 from interleaf.kvm.request import RELOAD_REQUEST
 from interleaf.kvm.tdp import roots, unmap
@@ -8,6 +9,7 @@ from interleaf.kvm.tdp.changed import ATOMIC_ZAP_FLUSHES, DEFERRED_BOOKKEEPING, 
 from interleaf.kvm.tdp.iter import ITER_YIELDED
 from interleaf.kvm.tdp.masks import VOLATILE_ACCESSED
 from interleaf.kvm.tdp.spte import LEAF_WRITABLE_HINT, REMADE_SPTE_CLEAN
+from interleaf.kvm.tdp.wrprot import WRPROT_MMU_WRITABLE, WRPROT_VALID_ROOTS
 from interleaf.kvm.tdp.zap import FLUSH_IN_RCU, FORWARD_PROGRESS, SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST
 from interleaf.kvm.zap import ZAP_ALL_SLOTS_LOCK
 
@@ -19,12 +21,16 @@ RULES = (
     INVALID_SLOT_RETRY,
     ITER_YIELDED,
     LEAF_WRITABLE_HINT,
+    MMIO_GENERATION_WRAP,
     NOTIFIER_RETRY,
     RELOAD_REQUEST,
     REMADE_SPTE_CLEAN,
     SKIP_FLUSH_INVALID,
     STALE_ROOT_CHECK,
+    SWAP_WAITS_FOR_NOTIFIERS,
     VOLATILE_ACCESSED,
+    WRPROT_MMU_WRITABLE,
+    WRPROT_VALID_ROOTS,
     XCHG_VOLATILE,
     ZAP_ALL_SLOTS_LOCK,
     ZAP_SMALL_FIRST,

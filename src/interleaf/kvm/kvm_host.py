@@ -25,6 +25,7 @@ from interleaf.linux.wait import wait_queue_head_t
 from interleaf.linux.workqueue import work_struct, workqueue_struct
 from interleaf.mm.mm import Mm
 from interleaf.runtime import Array, Const, Embedded, Marked, Object, Plain, Task
+from interleaf.runtime.objects import Slots
 
 from .tdp.masks import SpteMasks, spte_masks
 
@@ -36,6 +37,8 @@ ACC_WRITE_MASK = 2
 ACC_USER_MASK = 4
 ACC_ALL = ACC_EXEC_MASK | ACC_WRITE_MASK | ACC_USER_MASK
 
+KVM_MEM_LOG_DIRTY_PAGES = 1 << 0
+"""Userspace wants to know which pages of the slot the guest writes."""
 KVM_MEM_READONLY = 1 << 1
 KVM_MEMSLOT_INVALID = 1 << 16
 """The slot is being deleted or moved: faults that find it must retry."""
@@ -72,6 +75,8 @@ class KvmRequest(enum.IntEnum):
     """Put all roots and load a new one before the guest runs again (up to v5.17)."""
     MMU_FREE_OBSOLETE_ROOTS = 1
     """Put the roots that are obsolete (v5.18 on)."""
+    DIRTY_RING_SOFT_FULL = 2
+    """Return to userspace: the vCPU's dirty ring is nearly full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,9 @@ class KvmMmuPage(PageTable):
     """Of a root: in `Kvm.tdp_mmu_roots`; changed under tdp_mmu_pages_lock."""
     parent: Plain[tuple[KvmMmuPage, int] | None] = Plain(None)
     """Where the SPTE that points to this page is (`sp->ptep`): table and index. None for a root."""
+    root_count = Plain(0)
+    """Of a table of the shadow MMU: how many vCPUs have it as their root; under mmu_lock held for write, as the list
+    `Kvm.active_mmu_pages` that such tables are in by `link`."""
     tdp_mmu_scheduled_root_to_zap = Plain(False)
     """v6.6 on: zap_invalidated_roots must zap this root. Protected by mmu_lock and slots_lock."""
     tdp_mmu_async_work = Embedded(work_struct)
@@ -149,10 +157,33 @@ class KvmMmuPage(PageTable):
     the tables that are disallowed only."""
 
 
+class KvmArchMemorySlot(Object):
+    """`struct kvm_arch_memory_slot`: what KVM keeps for each page of a slot. Copies of the slot share it, until it is
+    freed with the last of them (kvm_arch_free_memslot)."""
+
+    freeable = True
+    gfn_write_track = Array(0)
+    """By gfn: how many there are who must see each write to the page; written under mmu_lock held for write."""
+    disallow_lpage = Array(0)
+    """By (level, first gfn): how many reasons there are not to map these gfns by one page of that level (`lpage_info`),
+    beside the borders of the slot; written under mmu_lock held for write."""
+
+
+class KvmDirtyBitmap(Object):
+    """The dirty bitmap of a slot. Copies of the slot share it while its dirty pages are logged."""
+
+    freeable = True
+    bits = Array(False)
+    """By the page's offset in the slot: it has been written since userspace was last told so."""
+
+
 class KvmMemorySlot(Object):
     """`struct kvm_memory_slot`. Constant while published; freed after the SRCU grace period."""
 
     freeable = True
+    arch: Const[KvmArchMemorySlot] = Const(KvmArchMemorySlot)
+    dirty_bitmap: Const[KvmDirtyBitmap | None] = cast("Const[KvmDirtyBitmap | None]", Const(KvmDirtyBitmap))
+    """None if dirty pages are not logged, or in the vCPUs' dirty rings."""
     id = Plain(0)
     as_id = Plain(0)
     base_gfn = Plain(0)
@@ -160,8 +191,11 @@ class KvmMemorySlot(Object):
     userspace_addr = Plain(0)
     """Host virtual address of the first page, in pages (an hva divided by 4 KiB)."""
     flags = Plain(0)
-    gfn_write_track = Array(0)
-    """By gfn: how many there are who must see each write to the page; written under mmu_lock held for write."""
+
+    @property
+    def gfn_write_track(self) -> Slots[int]:
+        """How many there are who must see each write to a page of the slot, by gfn."""
+        return self.arch.gfn_write_track
 
 
 class KvmMemslots(Object):
@@ -198,6 +232,8 @@ class KvmParams:
     """KVM_DIRTY_LOG_INITIALLY_SET: a new dirty log says that all pages are dirty, and protects none."""
     dirty_ring_size: int = 0
     """Entries of each vCPU's dirty ring; 0: dirty pages are logged in the slots' bitmaps."""
+    n_max_mmu_pages: int = 0
+    """How many tables the shadow MMU may have (KVM_SET_NR_MMU_PAGES); 0: as many as it likes."""
     mmio_caching: bool = True
     """gfns without a memslot get SPTEs that say so (module parameter enable_mmio_caching)."""
     private_mem: bool = False
@@ -262,6 +298,10 @@ class Kvm(Object):
     """Nests inside mmu_lock."""
     tdp_mmu_zap_wq: Plain[workqueue_struct | None] = Plain(None)
     """v5.18 to v6.5: the queue of roots to zap."""
+    active_mmu_pages = Embedded(list_head)
+    """The tables of the shadow MMU, newest first; under mmu_lock held for write."""
+    n_used_mmu_pages = Plain(0)
+    """How many they are."""
 
     possible_nx_huge_pages = Embedded(list_head)
     """Tables that could be huge pages again, were they not executable; under tdp_mmu_pages_lock."""
@@ -283,6 +323,32 @@ class KvmModule(Object):
     """Module parameter: huge pages are not executable (a guest could crash the host by them)."""
 
 
+class kvm_dirty_ring(Object):
+    """`struct kvm_dirty_ring`: the pages that a vCPU has written, in the order in which it logged them.
+
+    The kernel appends at `dirty_index`, userspace collects from `fetch_index` on, and the kernel resets what has been
+    collected, from `reset_index` on. The indices only grow; the entry of an index is at its remainder by the size.
+    """
+
+    dirty_index = Marked(0)
+    """Written by the vCPU."""
+    fetch_index = Plain(0)
+    """Userspace's own."""
+    reset_index = Marked(0)
+    """Written under slots_lock."""
+    entries: Array[DirtyGfn | None] = Array(None)
+
+
+class DirtyGfn(NamedTuple):
+    """`struct kvm_dirty_gfn`: one written page, by its slot and its offset there."""
+
+    as_id: int
+    slot: int
+    offset: int
+    collected: bool = False
+    """Userspace has taken it (KVM_DIRTY_GFN_F_RESET)."""
+
+
 class KvmVcpu(Object):
     """`struct kvm_vcpu` with its `kvm_mmu`: one virtual processor."""
 
@@ -292,6 +358,7 @@ class KvmVcpu(Object):
     """The processor that runs it."""
     requests = Marked(0)
     """Bit set of `KvmRequest` numbers."""
+    dirty_ring = Embedded(kvm_dirty_ring)
     root_role: Plain[KvmMmuPageRole] = Plain(KvmMmuPageRole())
     """The role of the root that this vCPU needs (`mmu->root_role`)."""
     mmu_root: Plain[KvmMmuPage | None] = Plain(None)

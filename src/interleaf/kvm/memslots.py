@@ -1,9 +1,9 @@
 """Memslots: which host memory is behind which gfns (virt/kvm/kvm_main.c, v6.12).
 
 The set of slots is replaced as a whole, under slots_lock and slots_arch_lock, and read under SRCU. A slot is
-deleted in two steps: first a copy that is marked INVALID takes its place, so that faults wait while what it maps
-is zapped; then it goes. A swap waits until no notifier is between its start and its end, so that both see the
-same slots (52ac8b358b0c).
+deleted or moved in two steps: first a copy that is marked INVALID takes its place, so that faults wait while what it
+maps is zapped; then it goes. A swap waits until no notifier is between its start and its end, so that both see the
+same slots (52ac8b358b0c). Copies of a slot share its `arch` data and its dirty bitmap.
 
 In the model each swap allocates a new set and frees the old one after the grace period. From 5.17 on the kernel
 switches between two sets of trees; what readers see, and for how long, is the same.
@@ -19,15 +19,33 @@ from interleaf.linux.srcu import synchronize_srcu_expedited
 from interleaf.linux.wait import wait_event
 from interleaf.runtime import ModelError, free, new, routine, say
 
+from .design import rule
 from .kvm_host import (
+    KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS,
     KVM_MEMSLOT_INVALID,
     NR_ADDRESS_SPACES,
     Kvm,
+    KvmArchMemorySlot,
+    KvmDirtyBitmap,
     KvmMemorySlot,
     KvmMemslots,
 )
-from .zap import kvm_arch_flush_shadow_memslot
+from .logged import logging_begins, logging_ends
+from .tdp.spte import MMIO_SPTE_GEN_MASK
+from .zap import kvm_arch_flush_shadow_memslot, kvm_mmu_zap_all_fast
+
+SWAP_WAITS_FOR_NOTIFIERS = rule(
+    "swap-waits-for-notifiers",
+    "The memslots are not replaced while a notifier is between its start and its end, which must see the same ones.",
+    "52ac8b358b0c",
+)
+MMIO_GENERATION_WRAP = rule(
+    "mmio-generation-wrap",
+    "Everything is zapped when the part of the memslots' generation that MMIO SPTEs keep becomes 0, because very old "
+    "ones would seem to be of today.",
+    "f8f559422b6c",
+)
 
 
 def kvm_memslots(kvm: Kvm) -> KvmMemslots:
@@ -45,10 +63,18 @@ def gfn_to_memslot(slots: KvmMemslots, gfn: int, as_id: int) -> KvmMemorySlot | 
     return None
 
 
+def id_to_memslot(slots: KvmMemslots, id: int, as_id: int) -> KvmMemorySlot:
+    """The slot that userspace calls `id`. Raises ModelError if there is none."""
+    for slot in slots.slots:
+        if slot.id == id and slot.as_id == as_id:
+            return slot
+    raise ModelError(f"there is no memslot {id} in address space {as_id}.")
+
+
 def _no_active_invalidation(kvm: Kvm) -> bool:
     """Is no notifier between its start and its end? If so, mn_invalidate_lock is held on return, to keep it so."""
     spin_lock(kvm.mn_invalidate_lock)
-    if kvm.mn_active_invalidate_count == 0:
+    if kvm.mn_active_invalidate_count == 0 or not kvm.design.obeys(SWAP_WAITS_FOR_NOTIFIERS):
         return True
     spin_unlock(kvm.mn_invalidate_lock)
     return False
@@ -69,8 +95,49 @@ def kvm_swap_active_memslots(kvm: Kvm, slots: tuple[KvmMemorySlot, ...]) -> None
     spin_unlock(kvm.mn_invalidate_lock)
     mutex_unlock(kvm.slots_arch_lock)
     synchronize_srcu_expedited(kvm.srcu)
-    replacement.generation = generation + NR_ADDRESS_SPACES
+    generation += NR_ADDRESS_SPACES
+    kvm_arch_memslots_updated(kvm, generation)
+    replacement.generation = generation
     free(old)
+
+
+@routine
+def kvm_arch_memslots_updated(kvm: Kvm, generation: int) -> None:
+    """The memslots are about to be of this generation: no MMIO SPTE must seem to be so already
+    (kvm_mmu_invalidate_mmio_sptes). slots_lock held. Sleeps."""
+    if generation & MMIO_SPTE_GEN_MASK == 0 and kvm.design.obeys(MMIO_GENERATION_WRAP):
+        say("the generation of MMIO SPTEs starts again: zaps all that is mapped")
+        kvm_mmu_zap_all_fast(kvm)
+
+
+@routine
+def kvm_replace_memslot(kvm: Kvm, old: KvmMemorySlot | None, new_slot: KvmMemorySlot | None) -> None:
+    """Swap the set of slots for one with `new_slot` instead of `old`; None: one more, or one less.
+
+    slots_lock and slots_arch_lock held; slots_arch_lock is released on return. Sleeps.
+    """
+    others = tuple(slot for slot in kvm_memslots(kvm).slots if slot is not old)
+    kvm_swap_active_memslots(kvm, others if new_slot is None else _in_order((*others, new_slot)))
+
+
+def _in_order(slots: tuple[KvmMemorySlot, ...]) -> tuple[KvmMemorySlot, ...]:
+    return tuple(slot for _, slot in sorted(((slot.base_gfn, slot) for slot in slots), key=lambda pair: pair[0]))
+
+
+def _copy(
+    slot: KvmMemorySlot, base_gfn: int, flags: int, bitmap: KvmDirtyBitmap | None, arch: KvmArchMemorySlot
+) -> KvmMemorySlot:
+    return new(
+        KvmMemorySlot,
+        arch=arch,
+        dirty_bitmap=bitmap,
+        id=slot.id,
+        as_id=slot.as_id,
+        base_gfn=base_gfn,
+        npages=slot.npages,
+        userspace_addr=slot.userspace_addr,
+        flags=flags,
+    )
 
 
 @routine
@@ -80,15 +147,7 @@ def kvm_invalidate_memslot(kvm: Kvm, slot: KvmMemorySlot) -> KvmMemorySlot:
     slots_lock and slots_arch_lock held; the latter is released for a while. Sleeps.
     """
     slots = kvm_memslots(kvm).slots
-    invalid = new(
-        KvmMemorySlot,
-        id=slot.id,
-        as_id=slot.as_id,
-        base_gfn=slot.base_gfn,
-        npages=slot.npages,
-        userspace_addr=slot.userspace_addr,
-        flags=slot.flags | KVM_MEMSLOT_INVALID,
-    )
+    invalid = _copy(slot, slot.base_gfn, slot.flags | KVM_MEMSLOT_INVALID, slot.dirty_bitmap, slot.arch)
     say(f"memslot {slot.id} is marked invalid")
     kvm_swap_active_memslots(kvm, tuple(invalid if other is slot else other for other in slots))
     kvm_arch_flush_shadow_memslot(kvm, slot)
@@ -96,22 +155,54 @@ def kvm_invalidate_memslot(kvm: Kvm, slot: KvmMemorySlot) -> KvmMemorySlot:
     return invalid
 
 
-@routine
-def kvm_create_memslot(kvm: Kvm, id: int, base_gfn: int, npages: int, userspace_addr: int, as_id: int = 0) -> None:
-    """KVM_SET_USER_MEMORY_REGION with a new slot: the pages at `userspace_addr` (an hva) become guest memory.
-
-    Sleeps. Raises ModelError if a slot with that id exists, or one that overlaps.
-    """
-    mutex_lock(kvm.slots_lock)
-    slots = kvm_memslots(kvm).slots
-    for other in slots:
-        if other.as_id != as_id:
+def _expect_no_conflict(kvm: Kvm, id: int, base_gfn: int, npages: int, as_id: int, moved: KvmMemorySlot | None) -> None:
+    for other in kvm_memslots(kvm).slots:
+        if other.as_id != as_id or other is moved:
             continue
         if other.id == id or (other.base_gfn < base_gfn + npages and base_gfn < other.base_gfn + other.npages):
             raise ModelError(f"memslot {id} (gfns {base_gfn:#x} to {base_gfn + npages:#x}) conflicts with {other.id}.")
-    slot = new(KvmMemorySlot, id=id, as_id=as_id, base_gfn=base_gfn, npages=npages, userspace_addr=userspace_addr)
+
+
+@routine
+def kvm_alloc_dirty_bitmap(kvm: Kvm, npages: int) -> KvmDirtyBitmap | None:
+    """The dirty bitmap of a slot whose dirty pages are going to be logged: all clean, or all dirty
+    (KVM_DIRTY_LOG_INITIALLY_SET). None where dirty rings are used."""
+    if kvm.params.dirty_ring_size:
+        return None
+    bitmap = new(KvmDirtyBitmap)
+    if kvm.params.initially_all_set:
+        for offset in range(npages):
+            bitmap.bits[offset] = True
+    return bitmap
+
+
+@routine
+def kvm_create_memslot(
+    kvm: Kvm, id: int, base_gfn: int, npages: int, userspace_addr: int, as_id: int = 0, flags: int = 0
+) -> None:
+    """KVM_SET_USER_MEMORY_REGION with a new slot: the pages at `userspace_addr` (an hva) become guest memory.
+
+    `flags`: KVM_MEM_LOG_DIRTY_PAGES and KVM_MEM_READONLY, which can be set here only. Sleeps. Raises ModelError if a
+    slot with that id exists, or one that overlaps.
+    """
+    mutex_lock(kvm.slots_lock)
+    _expect_no_conflict(kvm, id, base_gfn, npages, as_id, None)
+    bitmap = kvm_alloc_dirty_bitmap(kvm, npages) if flags & KVM_MEM_LOG_DIRTY_PAGES else None
+    slot = new(
+        KvmMemorySlot,
+        arch=new(KvmArchMemorySlot),
+        dirty_bitmap=bitmap,
+        id=id,
+        as_id=as_id,
+        base_gfn=base_gfn,
+        npages=npages,
+        userspace_addr=userspace_addr,
+        flags=flags,
+    )
     mutex_lock(kvm.slots_arch_lock)
-    kvm_swap_active_memslots(kvm, (*slots, slot))
+    kvm_replace_memslot(kvm, None, slot)
+    if flags & KVM_MEM_LOG_DIRTY_PAGES:
+        logging_begins(kvm, slot)
     say(f"memslot {id} is created: gfns {base_gfn:#x} to {base_gfn + npages:#x}")
     mutex_unlock(kvm.slots_lock)
 
@@ -123,13 +214,59 @@ def kvm_delete_memslot(kvm: Kvm, id: int, as_id: int = 0) -> None:
     When it returns, notifiers do not know any more which gfns were behind the slot's memory.
     """
     mutex_lock(kvm.slots_lock)
-    found = [slot for slot in kvm_memslots(kvm).slots if slot.id == id and slot.as_id == as_id]
-    if not found:
-        raise ModelError(f"there is no memslot {id} in address space {as_id} to delete.")
+    slot = id_to_memslot(kvm_memslots(kvm), id, as_id)
+    if slot.dirty_bitmap is not None:
+        logging_ends(kvm, slot)
     mutex_lock(kvm.slots_arch_lock)
-    invalid = kvm_invalidate_memslot(kvm, found[0])
-    kvm_swap_active_memslots(kvm, tuple(slot for slot in kvm_memslots(kvm).slots if slot is not invalid))
+    invalid = kvm_invalidate_memslot(kvm, slot)
+    kvm_replace_memslot(kvm, invalid, None)
     free(invalid)
-    free(found[0])
+    kvm_free_memslot(slot)
     say(f"memslot {id} is deleted")
     mutex_unlock(kvm.slots_lock)
+
+
+@routine
+def kvm_move_memslot(kvm: Kvm, id: int, base_gfn: int, as_id: int = 0) -> None:
+    """KVM_SET_USER_MEMORY_REGION with another guest address: the slot's memory is at the gfns from `base_gfn` on
+    from now on. Sleeps. Raises ModelError if there is no such slot, or another one in the way."""
+    mutex_lock(kvm.slots_lock)
+    slot = id_to_memslot(kvm_memslots(kvm), id, as_id)
+    _expect_no_conflict(kvm, id, base_gfn, slot.npages, as_id, slot)
+    if slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
+        logging_ends(kvm, slot)
+    mutex_lock(kvm.slots_arch_lock)
+    invalid = kvm_invalidate_memslot(kvm, slot)
+    moved = _copy(slot, base_gfn, slot.flags, slot.dirty_bitmap, new(KvmArchMemorySlot))
+    kvm_replace_memslot(kvm, invalid, moved)
+    free(invalid)
+    if slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
+        logging_begins(kvm, moved)
+    say(f"memslot {id} is moved to gfn {base_gfn:#x}")
+    free(slot.arch)
+    free(slot)
+    mutex_unlock(kvm.slots_lock)
+
+
+@routine
+def kvm_update_flags_memslot(kvm: Kvm, slot: KvmMemorySlot, flags: int) -> KvmMemorySlot:
+    """Replace `slot` by a copy with other flags, which is returned; the old one is freed. slots_lock held. Sleeps.
+
+    The dirty bitmap comes and goes with KVM_MEM_LOG_DIRTY_PAGES.
+    """
+    bitmap = None
+    if flags & KVM_MEM_LOG_DIRTY_PAGES:
+        bitmap = slot.dirty_bitmap or kvm_alloc_dirty_bitmap(kvm, slot.npages)
+    mutex_lock(kvm.slots_arch_lock)
+    updated = _copy(slot, slot.base_gfn, flags, bitmap, slot.arch)
+    kvm_replace_memslot(kvm, slot, updated)
+    return updated
+
+
+@routine
+def kvm_free_memslot(slot: KvmMemorySlot) -> None:
+    """Free a slot that nobody can find any more, and what its copies have shared."""
+    if slot.dirty_bitmap is not None:
+        free(slot.dirty_bitmap)
+    free(slot.arch)
+    free(slot)
