@@ -33,9 +33,11 @@ from .records import (
     KvmPageFault,
     KvmTdpMmuSpteChanged,
     Lost,
+    Unknown,
 )
 from .spte import (
     FROZEN,
+    LARGE,
     NON_PRESENT,
     PRESENT,
     Change,
@@ -202,7 +204,7 @@ class Reconstruction:
     def finish(self) -> None:
         """The trace has ended: what still waits will never be explained."""
         for _, wanted in self._waiting:
-            self._contradict(wanted)
+            self._misfit(wanted)
         self._waiting.clear()
 
     # one change
@@ -229,6 +231,7 @@ class Reconstruction:
         root = table.root()
         if table.detached and new in FROZEN:
             table.frozen += 1
+            table.frozen_empty += not old & PRESENT
             if table.frozen == 512:
                 self.tables.retire(table, event.time)
         if level > 1:
@@ -322,7 +325,7 @@ class Reconstruction:
             for table in reversed(removal.tables):
                 if table in candidates and table.until is None and self._fits(table, index, old):
                     return table
-            self._end_removal(pid, removal, wanted)
+            self._end_removal(pid, removal, wanted.event)
         if len(candidates) == 1:
             table = candidates[0]
             if self._fits(table, index, old):
@@ -360,7 +363,13 @@ class Reconstruction:
             table, index, spte = self.tables.walk(root, wanted.gfn)
             if spte is not None and self._fits(table, index, wanted.old):
                 return table
-        return None
+        if not self.unseen:
+            return None
+        level = 2 if wanted.old & LARGE else 1
+        for table in self.tables.by_place.get(place(0, level, wanted.gfn), ()):
+            if not table.detached and self._fits(table, index_of(level, wanted.gfn), wanted.old):
+                return table
+        return self._unseen_table(wanted._replace(level=level))
 
     def _unseen_table(self, wanted: _Wanted) -> Table:
         """A table of which the trace has not told how it came to be."""
@@ -373,10 +382,23 @@ class Reconstruction:
         self.tables.add(table)
         return table
 
-    def _end_removal(self, pid: int, removal: _Removal, wanted: _Wanted) -> None:
-        """The task does something else: what it has disconnected is empty now, and will be freed."""
+    def _end_removal(self, pid: int, removal: _Removal, event: Event) -> None:
+        """The task does something else: what it has disconnected is empty now, and will be freed.
+
+        KVM freezes each entry of such a table, or, under mmu_lock for write, each that is not empty already.
+        """
         for table in removal.tables:
-            self.tables.retire(table, wanted.event.time)
+            if table.until is None and table.sure and not self._waiting:
+                left = [index for index, spte in table.items() if spte & PRESENT]
+                if not left and table.frozen_empty:
+                    left = [index for index in range(512) if table.entries.get(index) not in FROZEN]
+                if left:
+                    self._contradict(
+                        event,
+                        f"the table of level {table.level} at gfn {table.base:x} has been removed, but the trace does "
+                        f"not say so of {len(left)} of its entries, such as gfn {table.gfn(left[0]):x}",
+                    )
+            self.tables.retire(table, event.time)
         del self._removals[pid]
 
     # what does not fit
@@ -384,7 +406,7 @@ class Reconstruction:
     def _wait(self, wanted: _Wanted) -> None:
         self._waiting.append((self._number, wanted))
         if len(self._waiting) > RETRIES:
-            self._contradict(self._waiting.pop(0)[1])
+            self._misfit(self._waiting.pop(0)[1])
 
     def _retry(self, done: Applied | None) -> list[Applied]:
         """Look again at what did not fit, for as long as anything does."""
@@ -404,13 +426,10 @@ class Reconstruction:
                     again = True
                 elif self._number - number > PATIENCE:
                     self._waiting.remove(entry)
-                    self._contradict(wanted)
+                    self._misfit(wanted)
         return found
 
-    def _contradict(self, wanted: _Wanted) -> None:
-        self.contradicted += 1
-        if len(self.contradictions) >= KEPT:
-            return
+    def _misfit(self, wanted: _Wanted) -> None:
         where = "" if wanted.level is None else f", level {wanted.level}"
         level = wanted.level or 1
         known = [
@@ -418,18 +437,23 @@ class Reconstruction:
             for table in self.tables.by_place.get(place(wanted.as_id or 0, level, wanted.gfn), ())
         ]
         before = f"the trace said {' or '.join(known)}" if known else "the trace knows of no table there"
-        self.contradictions.append(
-            Contradiction(
-                wanted.event,
-                f"gfn {wanted.gfn:x}{where} changes from {wanted.old:x} to {wanted.new:x}, but {before}",
-            )
+        self._contradict(
+            wanted.event, f"gfn {wanted.gfn:x}{where} changes from {wanted.old:x} to {wanted.new:x}, but {before}"
         )
+
+    def _contradict(self, event: Event, text: str) -> None:
+        self.contradicted += 1
+        if len(self.contradictions) < KEPT:
+            self.contradictions.append(Contradiction(event, text))
 
     # other events
 
     def _note(self, event: Event) -> None:
         record = event.record
         state = self.tasks.note(event)
+        removal = self._removals.get(event.task.pid)
+        if removal is not None and not isinstance(record, KvmMmuPage | Kprobe | Unknown | Lost):
+            self._end_removal(event.task.pid, removal, event)
         if isinstance(record, KvmMmuPage):
             if event.name == "kvm_mmu_get_page" and record.created:
                 self._note_page(event, record)

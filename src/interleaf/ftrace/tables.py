@@ -53,6 +53,8 @@ class Table:
     """A root that was in use when all roots became invalid."""
     frozen: int = 0
     """How many entries have been frozen since it was detached."""
+    frozen_empty: int = 0
+    """How many of those had been empty before."""
     until: int | None = None
     """Time at which it was seen to be gone."""
 
