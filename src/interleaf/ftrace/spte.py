@@ -9,30 +9,22 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from interleaf.hw.ept import (
-    PFN_MASK,
-    PFN_SHIFT,
-    PT_PAGE_SIZE_MASK,
-    SPTE_MMU_PRESENT_MASK,
-    VMX_EPT_ACCESS_BIT,
-    VMX_EPT_DIRTY_BIT,
-    VMX_EPT_EXECUTABLE_MASK,
-    VMX_EPT_WRITABLE_MASK,
-)
 from interleaf.hw.page_table import pages_per_entry
 from interleaf.hw.platform import Paging
-from interleaf.kvm.tdp.masks import PT64_NX_MASK, PT_ACCESSED_MASK, PT_DIRTY_MASK
+
+PRESENT = 1 << 11
+"""KVM's own mark of a present entry (SPTE_MMU_PRESENT_MASK)."""
+LARGE = 1 << 7
+WRITABLE = 1 << 1
+"""The same bit in both formats."""
+PFN_SHIFT = 12
+PFN_MASK = (1 << 52) - (1 << PFN_SHIFT)
 
 NON_PRESENT = frozenset({0, 1 << 63})
 """SHADOW_NONPRESENT_VALUE up to v6.9, and from v6.10 on."""
 
 FROZEN = frozenset({0x5A0, 1 << 63 | 0x5A0})
 """FROZEN_SPTE (REMOVED_SPTE), likewise."""
-
-PRESENT = SPTE_MMU_PRESENT_MASK
-LARGE = PT_PAGE_SIZE_MASK
-WRITABLE = VMX_EPT_WRITABLE_MASK
-"""The same bit in both formats."""
 
 
 def is_present(spte: int) -> bool:
@@ -82,8 +74,8 @@ class Layout:
         return (spte & ~self.nx) | self.x
 
 
-NPT = Layout(Paging.NPT, PT_ACCESSED_MASK, PT_DIRTY_MASK, PT64_NX_MASK, 0)
-EPT = Layout(Paging.EPT, VMX_EPT_ACCESS_BIT, VMX_EPT_DIRTY_BIT, 0, VMX_EPT_EXECUTABLE_MASK)
+NPT = Layout(Paging.NPT, accessed=1 << 5, dirty=1 << 6, nx=1 << 63, x=0)
+EPT = Layout(Paging.EPT, accessed=1 << 8, dirty=1 << 9, nx=0, x=1 << 2)
 
 
 def layout_of(spte: int) -> Layout:
@@ -91,7 +83,7 @@ def layout_of(spte: int) -> Layout:
 
     KVM sets A in those, unless the machine has no A/D bits, which only Intel's may lack.
     """
-    return NPT if spte & PT_ACCESSED_MASK and not spte & VMX_EPT_ACCESS_BIT else EPT
+    return NPT if spte & NPT.accessed and not spte & EPT.accessed else EPT
 
 
 def split_child(huge: int, level: int, index: int) -> int:
