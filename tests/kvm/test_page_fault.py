@@ -40,7 +40,7 @@ def test_a_fault_maps_the_page_and_puts_its_reference() -> None:
     def program() -> tuple[int, tuple[int, ...], int]:
         kvm = make_vm(V6_12, (0, 1))
         result = _fault(kvm.vcpus[0], 1, True)
-        return result, mapped(kvm), kvm.mm.pte[1].refcount  # type: ignore[union-attr]
+        return result, mapped(kvm), kvm.mm.pte[1].page.refcount  # type: ignore[union-attr]
 
     assert run_alone(program)[0] == (RetPf.FIXED, (1,), 1)
 
@@ -67,7 +67,7 @@ def test_a_write_to_a_read_only_memslot_is_mmio() -> None:
     def program() -> tuple[int, int]:
         kvm = make_vm(V6_12, (0,))
         kvm_memslots(kvm).slots[0].flags = KVM_MEM_READONLY
-        return _fault(kvm.vcpus[0], 0, True), kvm.mm.pte[0].refcount  # type: ignore[union-attr]
+        return _fault(kvm.vcpus[0], 0, True), kvm.mm.pte[0].page.refcount  # type: ignore[union-attr]
 
     assert run_alone(program)[0] == (RetPf.EMULATE, 1)
 
@@ -87,7 +87,7 @@ def test_a_read_only_memslot_is_mapped_read_only(flags: int, writable: bool) -> 
         kvm = make_vm(V6_12, (0,))
         kvm_memslots(kvm).slots[0].flags = flags
         _fault(kvm.vcpus[0], 0, False)
-        [where] = kvm.mm.pte[0].spteps  # type: ignore[union-attr]
+        [where] = kvm.mm.pte[0].page.spteps  # type: ignore[union-attr]
         table, index = where
         return bool(table.spt[index] & 0b10)
 

@@ -41,7 +41,7 @@ def test_a_write_makes_the_spte_dirty() -> None:
     def program() -> bool:
         kvm = make_vm(V6_12, (0,))
         kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], write(0))
-        [(table, index)] = kvm.mm.pte[0].spteps  # type: ignore[union-attr]
+        [(table, index)] = kvm.mm.pte[0].page.spteps  # type: ignore[union-attr]
         return bool(table.spt[index] >> 9 & 1)
 
     assert run_alone(program)[0]
@@ -118,10 +118,10 @@ def test_a_page_that_is_replaced_is_found_again() -> None:
     def program() -> tuple[bool, bool]:
         kvm = make_vm(V6_12, (0,))
         populate(kvm)
-        old = kvm.mm.pte[0]
+        old = kvm.mm.pte[0].page
         madvise_dontneed(kvm.mm, 0, 1)
         kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], read(0))
-        return kvm.mm.pte[0] is old, mapped(kvm) == (0,)
+        return kvm.mm.pte[0].page is old, mapped(kvm) == (0,)
 
     assert run_alone(program)[0] == (False, True)
 

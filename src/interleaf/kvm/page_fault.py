@@ -79,10 +79,11 @@ def kvm_faultin_pfn(vcpu: KvmVcpu, fault: KvmPageFault) -> KvmPageFault | RetPf 
         return RetPf.RETRY
     if fault.write and slot.flags & KVM_MEM_READONLY:
         return RetPf.EMULATE
-    page = get_user_page(kvm.mm, slot.userspace_addr + fault.gfn - slot.base_gfn)
+    page = get_user_page(kvm.mm, slot.userspace_addr + fault.gfn - slot.base_gfn, fault.write)
     if page is None:
         return -errno.EFAULT
-    return replace(fault, slot=slot, pfn=page.pfn, map_writable=not slot.flags & KVM_MEM_READONLY)
+    writable = page.writable and not slot.flags & KVM_MEM_READONLY
+    return replace(fault, slot=slot, pfn=page.pfn, map_writable=writable)
 
 
 @routine

@@ -6,17 +6,26 @@ a page that the host may have given to somebody else. (virt/kvm/kvm_main.c, v6.1
 
 from __future__ import annotations
 
-from interleaf.mm.page import mark_page_accessed, page_at, put_page, set_page_dirty
+from interleaf.mm.page import Page, ZeroPage, mark_page_accessed, page_at, put_page, set_page_dirty
+
+
+def kvm_is_ad_tracked_page(page: Page) -> bool:
+    """Does the host want to know whether the page is used? Not of the page of zeros, which is reserved."""
+    return not isinstance(page, ZeroPage)
 
 
 def kvm_set_pfn_dirty(pfn: int) -> None:
     """The guest has written to the page: tell the host. Violates I1 if the page is freed."""
-    set_page_dirty(page_at(pfn))
+    page = page_at(pfn)
+    if kvm_is_ad_tracked_page(page):
+        set_page_dirty(page)
 
 
 def kvm_set_pfn_accessed(pfn: int) -> None:
     """The guest has used the page: tell the host. Violates I1 if the page is freed."""
-    mark_page_accessed(page_at(pfn))
+    page = page_at(pfn)
+    if kvm_is_ad_tracked_page(page):
+        mark_page_accessed(page)
 
 
 def kvm_release_pfn_clean(pfn: int) -> None:

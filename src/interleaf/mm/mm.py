@@ -1,101 +1,159 @@
-"""A process's address space: which page is behind which host virtual address.
+"""A process's address space: making one, mapping memory, and looking up what is behind an address.
 
 Host virtual addresses (hva) are numbers of 4 KiB pages. Looking an address up and taking a reference on its page
-is indivisible here, as it is in the kernel (get_user_pages_fast against the clearing of the PTE). mmap_lock is
-not modelled: what it orders (changes of the mappings among each other) is not what KVM relies on.
+is indivisible here, as it is in the kernel (get_user_pages_fast against the clearing of the PTE, which waits for
+it or makes it look again). mmap_lock is not modelled: what it orders (changes of the mappings among each other, and
+against page faults) is not what KVM relies on. Where it keeps page faults out while a page is being replaced, the
+entry says so (`PteKind.BUSY`).
 """
 
 from __future__ import annotations
 
-import enum
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
+from interleaf.hw.page_table import PG_LEVEL_4K
 from interleaf.linux.lockdep import might_sleep
-from interleaf.linux.refcount import refcount_set, refcount_t
-from interleaf.linux.srcu import srcu_struct
-from interleaf.runtime import Array, Embedded, Marked, Memory, Object, Plain, checkpoint, free, new, operation, routine
+from interleaf.linux.refcount import refcount_set
+from interleaf.runtime import BLOCK, Memory, ModelError, checkpoint, new, operation, routine
 
-from .page import Page, alloc_page
+from .memory import handle_mm_fault
+from .mm_types import (
+    HUGE_LEVELS,
+    AddressSpace,
+    Area,
+    Kind,
+    Mm,
+    MmKernel,
+    Prot,
+    Pte,
+    PteKind,
+    Vma,
+    block_of,
+    load_pte,
+)
+from .page import Page, alloc_page, get_page, put_page
+from .pte import show_pte
 
-if TYPE_CHECKING:
-    from .mmu_notifier import MmuNotifier
+__all__ = [
+    "AddressSpace",
+    "Kind",
+    "Mm",
+    "MmKernel",
+    "PinnedPage",
+    "Prot",
+    "Pte",
+    "PteKind",
+    "get_user_page",
+    "host_mapping_level",
+    "mm_alloc",
+    "mmap",
+]
+
+LATEST = MmKernel()
 
 
-class Absent(enum.Enum):
-    """What is at an address that has no page."""
+class PinnedPage(NamedTuple):
+    """A page that was looked up, with a reference on it for whoever did."""
 
-    NO_VMA = enum.auto()
-    """Nothing is mapped there."""
-    NOT_POPULATED = enum.auto()
-    """Anonymous memory is mapped there; the next look brings a new page."""
-
-
-class Mm(Object):
-    """`struct mm_struct`. The structure itself outlives the model (KVM holds a reference on it by mmgrab)."""
-
-    mm_users = Embedded(refcount_t)
-    """Threads that live in this address space; with the last one it is torn down (exit_mmap)."""
-    pte: Array[Page | Absent] = Array(Absent.NO_VMA)
-    """By hva."""
-    mapped: Plain[tuple[int, ...]] = Plain(())
-    """The hvas that were ever mapped."""
-    notifiers: Marked[tuple[MmuNotifier, ...]] = Marked(())
-    """The registered notifiers, an RCU list in the kernel: read under `notifier_srcu`."""
-    notifier_srcu = Embedded(srcu_struct)
+    page: Page
+    """If it is a compound page, all of it."""
+    pfn: int
+    """The frame of the very address."""
+    writable: bool
+    """The process may write to it right now, so a read may map it for writing, too."""
 
 
-def mm_alloc(users: int) -> Mm:
+def mm_alloc(users: int, kernel: MmKernel = LATEST) -> Mm:
     """A new address space that `users` threads live in (mm_alloc, mmget)."""
-    mm = new(Mm)
+    mm = new(Mm, kernel=kernel)
     refcount_set(mm.mm_users, users)
     return mm
 
 
-def mmap(mm: Mm, start: int, npages: int) -> None:
-    """Map anonymous memory, populated, at the hvas start <= hva < start + npages. While one thread runs only."""
-    hvas = tuple(range(start, start + npages))
-    mm.mapped = (*mm.mapped, *hvas)
-    for hva in hvas:
-        mm.pte[hva] = alloc_page()
+def mmap(
+    mm: Mm,
+    start: int,
+    npages: int,
+    kind: Kind = Kind.PROVIDED,
+    *,
+    level: int = PG_LEVEL_4K,
+    prot: Prot = Prot.WRITE,
+    file: AddressSpace | None = None,
+    pgoff: int = 0,
+    populate: bool = True,
+    hvas: tuple[int, ...] = (),
+) -> None:
+    """Map memory at the hvas start <= hva < start + npages. While one thread runs only.
+
+    `level` is that of the pages to use where they fit (huge pages for ANONYMOUS and HUGETLB memory), `pgoff` the
+    index of the first page in `file`. `populate`: the process has written it all. `hvas` are those that anybody ever
+    looks at; without them, it is all of them, which in huge pages is many.
+    """
+    if kind is Kind.SHMEM and file is None:
+        raise ModelError("SHMEM memory is mapped from a file: pass a new AddressSpace.")
+    touched = hvas or tuple(range(start, start + npages))
+    levels = tuple(huge for huge in HUGE_LEVELS if huge <= level)
+    mm.areas = (*mm.areas, Area(start, start + npages, touched, levels))
+    vma = Vma(prot, kind, level, file, pgoff - start)
+    if file is not None:
+        file.i_mmap = (*file.i_mmap, (mm, start, npages, pgoff))
+    for hva in touched:
+        mm.pte[hva] = Pte(vma=vma)
+        if populate and level == PG_LEVEL_4K and kind is not Kind.SHMEM:
+            page = alloc_page()
+            page.mapcount = 1
+            mm.pte[hva] = Pte(PteKind.PRESENT, vma, page, prot is Prot.WRITE)
+        elif populate:
+            pinned = get_user_page(mm, hva, prot is Prot.WRITE)
+            assert pinned is not None
+            put_page(pinned.page)
 
 
 @operation(
-    focus=lambda mm, hva: Mm.pte[hva].cell(mm),
-    words=lambda mm, hva, found: f"looks up hva {hva:#x}: {found if isinstance(found, Page) else 'no page'}",
+    focus=lambda mm, hva, write: Mm.pte[hva].cell(mm),
+    words=lambda mm, hva, write, found: (
+        f"looks up hva {hva:#x}: {found.page.name if isinstance(found, PinnedPage) else show_pte(found)}"
+    ),
 )
-def _follow_pte(memory: Memory, mm: Mm, hva: int) -> Page | Absent:
-    found: Page | Absent = memory.load(mm, Mm.pte[hva])
-    if isinstance(found, Page):
-        memory.store(found, Page.refcount, memory.load(found, Page.refcount) + 1)
-    return found
-
-
-@operation(
-    focus=lambda mm, hva, page: Mm.pte[hva].cell(mm),
-    words=lambda mm, hva, page, won: f"{'populates' if won else 'does not get to populate'} hva {hva:#x}",
-)
-def _populate(memory: Memory, mm: Mm, hva: int, page: Page) -> bool:
-    if memory.load(mm, Mm.pte[hva]) is not Absent.NOT_POPULATED:
-        return False
-    memory.store(mm, Mm.pte[hva], page)
-    return True
+def _follow_pte(memory: Memory, mm: Mm, hva: int, write: bool) -> Any:
+    """The page at `hva` with a reference, or the entry that does not serve the access. Waits while that is being
+    changed."""
+    entry = load_pte(memory, mm, hva)
+    if entry.kind is PteKind.BUSY:
+        return BLOCK
+    if not entry.serves(write):
+        return entry
+    assert entry.page is not None
+    get_page(memory, entry.page)
+    return PinnedPage(entry.page, entry.pfn, entry.writable)
 
 
 @routine
-def get_user_page(mm: Mm, hva: int) -> Page | None:
-    """The page at `hva` with a reference for the caller, None if nothing is mapped there (get_user_pages).
+def get_user_page(mm: Mm, hva: int, write: bool) -> PinnedPage | None:
+    """The page at `hva`, for reading or for writing, with a reference for the caller; None if the process may not
+    make such an access there (get_user_pages).
 
-    Brings a new page where memory is mapped that has none. May sleep.
+    Brings a page where there is none, and a copy where it may not be written. May sleep.
     """
     might_sleep()
     while True:
         checkpoint()
-        found = _follow_pte(mm, hva)
-        if isinstance(found, Page):
+        found = _follow_pte(mm, hva, write)
+        if isinstance(found, PinnedPage):
             return found
-        if found is Absent.NO_VMA:
+        if not handle_mm_fault(mm, hva, write, found):
             return None
-        page = alloc_page()
-        if not _populate(mm, hva, page):
-            free(page)
-        del found, page
+        del found
+
+
+@operation(words=lambda mm, hva, level: f"finds hva {hva:#x} mapped by a host entry of level {level}")
+def host_mapping_level(memory: Memory, mm: Mm, hva: int) -> int:
+    """The level of the host's entry for `hva`: what maps it now may be mapped as large as that in a guest.
+
+    Only a hint, unless no notifier can be between its start and its end (host_pfn_mapping_level). Any context.
+    """
+    for level in HUGE_LEVELS:
+        huge: Pte = memory.load(mm, Mm.huge[block_of(level, hva)])
+        if huge.kind is PteKind.PRESENT:
+            return level
+    return PG_LEVEL_4K

@@ -14,7 +14,7 @@ from typing import Any
 from interleaf.linux.srcu import srcu_read_lock, srcu_read_unlock, synchronize_srcu
 from interleaf.runtime import Memory, Object, operation, routine
 
-from .mm import Mm
+from .mm_types import Mm, Pte
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,15 @@ class MmuNotifierOps:
     invalidate_range_end: Callable[[Any, int, int], None]
     release: Callable[[Any], None]
     """The address space goes away: drop everything, for good. No thread of the process is left."""
+    clear_flush_young: Callable[[Any, int, int], bool] | None = None
+    """(owner, start, end): were the pages used since the last time? From now on that counts anew."""
+    clear_young: Callable[[Any, int, int], bool] | None = None
+    """The same, for those who do not care for uses through what TLBs have cached."""
+    test_young: Callable[[Any, int], bool] | None = None
+    """(owner, hva): was the page used?"""
+    change_pte: Callable[[Any, int, Pte], None] | None = None
+    """(owner, hva, entry): the PTE becomes this. Between the start and the end of an invalidation; must not sleep.
+    (Up to v6.9.)"""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -107,3 +116,49 @@ def mmu_notifier_invalidate_range_end(mm: Mm, start: int, end: int) -> None:
     for notifier in _registered(mm):
         notifier.ops.invalidate_range_end(notifier.owner, start, end)
     srcu_read_unlock(mm.notifier_srcu, srcu)
+
+
+@routine
+def mmu_notifier_change_pte(mm: Mm, hva: int, entry: Pte) -> None:
+    """The PTE of `hva` becomes `entry`; under its page-table lock, inside an invalidation of `hva`."""
+    srcu = srcu_read_lock(mm.notifier_srcu)
+    for notifier in _registered(mm):
+        if notifier.ops.change_pte is not None:
+            notifier.ops.change_pte(notifier.owner, hva, entry)
+    srcu_read_unlock(mm.notifier_srcu, srcu)
+
+
+@routine
+def mmu_notifier_clear_flush_young(mm: Mm, start: int, end: int) -> bool:
+    """Has anybody used the pages at start <= hva < end since this was last asked?"""
+    young = False
+    srcu = srcu_read_lock(mm.notifier_srcu)
+    for notifier in _registered(mm):
+        if notifier.ops.clear_flush_young is not None:
+            young = notifier.ops.clear_flush_young(notifier.owner, start, end) or young
+    srcu_read_unlock(mm.notifier_srcu, srcu)
+    return young
+
+
+@routine
+def mmu_notifier_clear_young(mm: Mm, start: int, end: int) -> bool:
+    """The same, without flushing TLBs: later uses through what they have cached go unnoticed."""
+    young = False
+    srcu = srcu_read_lock(mm.notifier_srcu)
+    for notifier in _registered(mm):
+        if notifier.ops.clear_young is not None:
+            young = notifier.ops.clear_young(notifier.owner, start, end) or young
+    srcu_read_unlock(mm.notifier_srcu, srcu)
+    return young
+
+
+@routine
+def mmu_notifier_test_young(mm: Mm, hva: int) -> bool:
+    """Has anybody used the page at `hva`? Asking changes nothing."""
+    young = False
+    srcu = srcu_read_lock(mm.notifier_srcu)
+    for notifier in _registered(mm):
+        if notifier.ops.test_young is not None:
+            young = young or notifier.ops.test_young(notifier.owner, hva)
+    srcu_read_unlock(mm.notifier_srcu, srcu)
+    return young
