@@ -79,5 +79,25 @@ def test_what_the_hardware_sees() -> None:
     assert ept.is_leaf(NX_HUGE_PAGE, 2)
     assert not ept.is_leaf(NX_HUGE_PAGE & ~ept.PT_PAGE_SIZE_MASK, 2)
     assert ept.is_leaf(NX_HUGE_PAGE & ~ept.PT_PAGE_SIZE_MASK, 1)
-    assert ept.is_misconfigured(0b110)  # KVM's MMIO entries
-    assert not ept.is_misconfigured(0b011)
+    assert ept.permissions(NX_HUGE_PAGE) == 0b011
+    assert ept.permissions(frozen) == 0
+
+
+@pytest.mark.parametrize(
+    ("entry", "level", "wrong"),
+    [
+        (0b110, 1, True),  # KVM's MMIO entries
+        (0b011, 1, False),
+        (0b100, 1, False),
+        (0x5A0, 1, False),  # not present, so that nothing else counts
+        (NX_HUGE_PAGE, 2, False),
+        (NX_HUGE_PAGE, 4, True),
+        (NX_HUGE_PAGE | 1 << 12, 2, True),
+        (NX_HUGE_PAGE & ~ept.VMX_EPT_MT_MASK | 2 << ept.VMX_EPT_MT_SHIFT, 2, True),
+        (0x1_0000_3907, 3, False),
+        (0x1_0000_3907 | ept.VMX_EPT_IPAT_BIT, 3, True),
+        (1 << 48 | 0b111, 1, True),
+    ],
+)
+def test_what_the_hardware_refuses(entry: int, level: int, wrong: bool) -> None:
+    assert ept.is_misconfigured(entry, level, 48) is wrong

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from interleaf.runtime import ModelError
 
 from .frames import PFN_LIMIT
-from .page_table import PG_LEVEL_4K
+from .page_table import PG_LEVEL_4K, pages_per_entry
 
 VMX_EPT_READABLE_MASK = 1 << 0
 VMX_EPT_WRITABLE_MASK = 1 << 1
@@ -38,6 +38,8 @@ SHADOW_ACC_TRACK_SAVED_BITS_SHIFT = 54
 EPT_SPTE_HOST_WRITABLE = 1 << 57
 EPT_SPTE_MMU_WRITABLE = 1 << 58
 EPT_SUPPRESS_VE_BIT = 1 << 63
+LARGE_PAGE_LEVELS = (2, 3)
+RESERVED_MEMORY_TYPES = (2, 3, 7)
 
 
 class MemoryType(enum.IntEnum):
@@ -144,6 +146,26 @@ def is_leaf(entry: int, level: int) -> bool:
     return level == PG_LEVEL_4K or bool(entry & PT_PAGE_SIZE_MASK)
 
 
-def is_misconfigured(entry: int) -> bool:
-    """Would using the entry be an EPT misconfiguration: writable, but not readable?"""
-    return bool(entry & VMX_EPT_WRITABLE_MASK) and not entry & VMX_EPT_READABLE_MASK
+def permissions(entry: int) -> int:
+    """What the hardware allows a guest to do through the entry, as a mask of `Access`; 0 if it is not present."""
+    return entry & VMX_EPT_RWX_MASK
+
+
+def is_misconfigured(entry: int, level: int, maxphyaddr: int) -> bool:
+    """Would using a present entry be an EPT misconfiguration?
+
+    It is one that is writable but not readable, has a reserved memory type, or sets a reserved bit: of an address
+    that the processor does not have, inside a large page, or, of an entry that points to a table, one of bits 3 to 7.
+    """
+    if not entry & VMX_EPT_RWX_MASK:
+        return False
+    if entry & VMX_EPT_WRITABLE_MASK and not entry & VMX_EPT_READABLE_MASK:
+        return True
+    reserved = PFN_MASK & -(1 << maxphyaddr)
+    if level == PG_LEVEL_4K or (level in LARGE_PAGE_LEVELS and entry & PT_PAGE_SIZE_MASK):
+        reserved |= pages_per_entry(level) - 1 << PFN_SHIFT
+        if (entry & VMX_EPT_MT_MASK) >> VMX_EPT_MT_SHIFT in RESERVED_MEMORY_TYPES:
+            return True
+    else:
+        reserved |= VMX_EPT_MT_MASK | VMX_EPT_IPAT_BIT | PT_PAGE_SIZE_MASK
+    return bool(entry & reserved)

@@ -2,40 +2,24 @@
 
 One translation, from the look into the TLB to the filling of it, is one indivisible action here. That is less
 than the hardware allows only in that an entry cannot change between the reads of two levels of one walk; a
-paging-structure cache that is out of date gives those outcomes.
+paging-structure cache that is out of date gives those outcomes. A and D bits are set by an atomic OR on the entry
+that is in the table then, whatever has become of the entries above it that the processor has cached.
 """
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
 from interleaf.runtime import Memory, Violation
 
 from . import ept
+from .access import ALL_ACCESS, Access, Fault
 from .cpu import CachedTable, Cpu, TlbEntry, deepest_cached_table, invalidate_gfn, tlb_fill, tlb_lookup
+from .formats import EntryFormat, entry_format, malformation_error, violation_error
 from .frames import is_allocated
-from .page_table import PG_LEVEL_4K, ROOT_LEVEL, PageTable, gfn_round_for_level, index_of, table_at
+from .page_table import PageTable, gfn_round_for_level, index_of, pages_per_entry, table_at
 
-
-class Access(enum.Enum):
-    """What the guest does with a page."""
-
-    READ = ept.VMX_EPT_READABLE_MASK
-    WRITE = ept.VMX_EPT_WRITABLE_MASK
-    EXEC = ept.VMX_EPT_EXECUTABLE_MASK
-
-    @property
-    def verb(self) -> str:
-        """As in "vCPU0 writes gfn 0"."""
-        return {"READ": "reads", "WRITE": "writes", "EXEC": "executes"}[self.name]
-
-
-class Fault(enum.Enum):
-    """Why a translation ends in a VM exit."""
-
-    VIOLATION = "EPT violation"
-    MISCONFIG = "EPT misconfiguration"
+__all__ = ["Access", "Fault", "Translation", "starts_from_cache", "translate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +28,11 @@ class Translation:
 
     pfn: int | None = None
     fault: Fault | None = None
+    error_code: int = 0
+    """Of a fault, as KVM gets it (PFERR_*)."""
     from_tlb: bool = False
+    dirtied: bool = False
+    """The access has set the D bit of its leaf: page-modification logging logs its gfn."""
 
 
 def starts_from_cache(memory: Memory, cpu: Cpu, root: PageTable, gfn: int, access: Access) -> bool:
@@ -57,46 +45,56 @@ def starts_from_cache(memory: Memory, cpu: Cpu, root: PageTable, gfn: int, acces
 
 
 def translate(memory: Memory, cpu: Cpu, root: PageTable, gfn: int, access: Access, from_root: bool) -> Translation:
-    """Translate `gfn` for one access by the guest that runs on `cpu` under `root`.
+    """Translate `gfn` for one access by the guest that runs on `cpu` under `root`, a table of the platform's highest
+    level.
 
     `from_root`: the paging-structure cache has lost what it had for this gfn. Reading a freed table is a
     violation of I2.
     """
     hit = _usable(tlb_lookup(memory, cpu, root, gfn), access)
     if hit is not None:
-        return Translation(hit.pfn, from_tlb=True)
+        return Translation(hit.pfn + gfn - hit.gfn, from_tlb=True)
+    platform = cpu.platform
+    form = entry_format(platform)
     start = None if from_root else deepest_cached_table(memory, cpu, root, gfn)
-    table, level, permissions = root, ROOT_LEVEL, ept.VMX_EPT_RWX_MASK
+    table, level, permissions = root, platform.levels, ALL_ACCESS
     if start is not None:
         table, level, permissions = start.table, start.level, start.permissions
     passed: list[CachedTable] = []
     while True:
-        entry = _read_entry(memory, cpu, root, table, level, gfn, start)
-        if ept.is_misconfigured(entry):
-            return Translation(fault=Fault.MISCONFIG)
-        permissions &= entry
+        entry = _read_entry(memory, cpu, table, level, gfn, start)
+        if form.malformed(entry, level, platform.maxphyaddr):
+            invalidate_gfn(memory, cpu, root, gfn)
+            return Translation(fault=form.malformation, error_code=malformation_error(form, access))
+        permissions &= form.permissions(entry)
         if not permissions & access.value:
             invalidate_gfn(memory, cpu, root, gfn)
-            return Translation(fault=Fault.VIOLATION)
+            return Translation(fault=form.violation, error_code=violation_error(form, access, permissions != 0))
         if ept.is_leaf(entry, level):
             break
-        _assist(memory, table, index_of(gfn, level), entry, ept.VMX_EPT_ACCESS_BIT)
+        _assist(memory, table, index_of(gfn, level), entry, form.accessed)
         level -= 1
         table = table_at(memory, type(root), ept.pfn_of(entry))
         passed.append(CachedTable(root, gfn_round_for_level(gfn, level + 1), level, table, permissions))
-    assisted = ept.VMX_EPT_ACCESS_BIT | (ept.VMX_EPT_DIRTY_BIT if access is Access.WRITE else 0)
+    dirtied = access is Access.WRITE and bool(form.dirty) and not entry & form.dirty
+    assisted = form.accessed | form.dirty if access is Access.WRITE else form.accessed
     entry = _assist(memory, table, index_of(gfn, level), entry, assisted)
-    pfn = ept.pfn_of(entry) + (gfn - gfn_round_for_level(gfn, level) if level > PG_LEVEL_4K else 0)
-    cached = TlbEntry(
+    cached = _cached(form, root, gfn, level, entry, permissions)
+    tlb_fill(memory, cpu, gfn, cached, tuple(passed))
+    return Translation(cached.pfn + gfn - cached.gfn, dirtied=dirtied)
+
+
+def _cached(form: EntryFormat, root: PageTable, gfn: int, level: int, entry: int, permissions: int) -> TlbEntry:
+    """The TLB entry for a leaf that was walked to."""
+    return TlbEntry(
         root,
-        gfn,
-        pfn,
-        writable=bool(permissions & ept.VMX_EPT_WRITABLE_MASK),
-        executable=bool(permissions & ept.VMX_EPT_EXECUTABLE_MASK),
-        dirty=bool(entry & ept.VMX_EPT_DIRTY_BIT),
+        gfn_round_for_level(gfn, level),
+        ept.pfn_of(entry),
+        writable=bool(permissions & Access.WRITE.value),
+        executable=bool(permissions & Access.EXEC.value),
+        dirty=not form.dirty or bool(entry & form.dirty),
+        npages=pages_per_entry(level),
     )
-    tlb_fill(memory, cpu, cached, tuple(passed))
-    return Translation(pfn)
 
 
 def _usable(entry: TlbEntry | None, access: Access) -> TlbEntry | None:
@@ -106,9 +104,7 @@ def _usable(entry: TlbEntry | None, access: Access) -> TlbEntry | None:
     return None if access is Access.EXEC and not entry.executable else entry
 
 
-def _read_entry(
-    memory: Memory, cpu: Cpu, root: PageTable, table: PageTable, level: int, gfn: int, start: CachedTable | None
-) -> int:
+def _read_entry(memory: Memory, cpu: Cpu, table: PageTable, level: int, gfn: int, start: CachedTable | None) -> int:
     memory.exercise("I2")
     if not is_allocated(memory, table):
         way = "starting from its paging-structure cache" if start is not None else "from the root"

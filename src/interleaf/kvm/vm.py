@@ -13,7 +13,7 @@ from interleaf.mm.mmu_notifier import mmu_notifier_register, mmu_notifier_unregi
 from interleaf.runtime import Memory, ModelError, Violation, free, new, operation, routine, say, the
 
 from .design import Design
-from .kvm_host import DEFAULT_PARAMS, Kvm, KvmMemslots, KvmMmuPage, KvmModule, KvmParams, KvmVcpu
+from .kvm_host import DEFAULT_PARAMS, Kvm, KvmMemslots, KvmMmuPage, KvmMmuPageRole, KvmModule, KvmParams, KvmVcpu
 from .memslots import kvm_memslots
 from .mmu import kvm_mmu_unload
 from .mmu_notifier import mmu_notifier_of
@@ -39,11 +39,17 @@ def kvm_create_vm(
     return kvm
 
 
+def kvm_calc_tdp_mmu_root_page_role(kvm: Kvm) -> KvmMmuPageRole:
+    """The role of the root that a vCPU needs, outside system management mode and not in a nested guest."""
+    return KvmMmuPageRole(level=kvm.platform.levels, ad_disabled=not kvm.platform.ad_bits)
+
+
 @routine
 def kvm_vm_ioctl_create_vcpu(kvm: Kvm) -> KvmVcpu:
     """One more vCPU, with a processor of its own. Before any of the VM's vCPUs runs."""
     index = len(kvm.vcpus)
-    vcpu = new(KvmVcpu, kvm=kvm, index=index, cpu=new(Cpu, index=index))
+    cpu = new(Cpu, index=index, platform=kvm.platform)
+    vcpu = new(KvmVcpu, kvm=kvm, index=index, cpu=cpu, root_role=kvm_calc_tdp_mmu_root_page_role(kvm))
     kvm.vcpus = (*kvm.vcpus, vcpu)
     return vcpu
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from interleaf.hw import ept
+from interleaf.hw import ept, npt
 from interleaf.hw.platform import Paging, Platform
 from interleaf.kvm.design import Design, rule
 
@@ -21,13 +21,6 @@ VOLATILE_ACCESSED = rule(
     "ba3a6120a4e7",
 )
 
-PT_PRESENT_MASK = 1 << 0
-PT_USER_MASK = 1 << 2
-PT_ACCESSED_MASK = 1 << 5
-PT_DIRTY_MASK = 1 << 6
-PT64_NX_MASK = 1 << 63
-DEFAULT_SPTE_HOST_WRITABLE = 1 << 9
-DEFAULT_SPTE_MMU_WRITABLE = 1 << 10
 NPT_MMIO_RESERVED_BIT = 1 << 51
 """A physical address bit that the processor does not have (with less than 52): reserved, so that its use faults."""
 
@@ -98,19 +91,19 @@ def spte_masks(design: Design, platform: Platform) -> SpteMasks:
     return SpteMasks(
         nonpresent=design.shadow_nonpresent_value,
         frozen=design.removed_spte,
-        present=PT_PRESENT_MASK,
-        user=PT_USER_MASK,
+        present=npt.PT_PRESENT_MASK,
+        user=npt.PT_USER_MASK,
         x=0,
-        nx=PT64_NX_MASK,
-        accessed=PT_ACCESSED_MASK,
-        dirty=PT_DIRTY_MASK,
+        nx=npt.PT64_NX_MASK,
+        accessed=npt.PT_ACCESSED_MASK,
+        dirty=npt.PT_DIRTY_MASK,
         acc_track=0,
-        host_writable=DEFAULT_SPTE_HOST_WRITABLE,
-        mmu_writable=DEFAULT_SPTE_MMU_WRITABLE,
+        host_writable=npt.DEFAULT_SPTE_HOST_WRITABLE,
+        mmu_writable=npt.DEFAULT_SPTE_MMU_WRITABLE,
         memory_type=0,
         ad_type=0,
-        mmio_value=NPT_MMIO_RESERVED_BIT | PT_PRESENT_MASK if cached else 0,
-        mmio_mask=NPT_MMIO_RESERVED_BIT | PT_PRESENT_MASK if cached else 0,
-        mmio_access=ept.VMX_EPT_WRITABLE_MASK | PT_USER_MASK,
+        mmio_value=NPT_MMIO_RESERVED_BIT | npt.PT_PRESENT_MASK if cached else 0,
+        mmio_mask=NPT_MMIO_RESERVED_BIT | npt.PT_PRESENT_MASK if cached else 0,
+        mmio_access=npt.PT_WRITABLE_MASK | npt.PT_USER_MASK,
         volatile_accessed=design.obeys(VOLATILE_ACCESSED),
     )

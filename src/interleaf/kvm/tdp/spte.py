@@ -167,9 +167,9 @@ def restore_acc_track_spte(masks: SpteMasks, spte: int) -> int:
     return spte | saved
 
 
-def is_nx_huge_page_enabled() -> bool:
-    """Are huge pages not executable (module parameter nx_huge_pages)?"""
-    return READ_ONCE(the(KvmModule), KvmModule.nx_huge_pages)
+def is_nx_huge_page_enabled(kvm: Kvm) -> bool:
+    """Are huge pages not executable (module parameter nx_huge_pages, unless the VM is trusted)?"""
+    return not kvm.params.disable_nx_huge_pages and READ_ONCE(the(KvmModule), KvmModule.nx_huge_pages)
 
 
 def ad_need_write_protect(kvm: Kvm, role: KvmMmuPageRole) -> bool:
@@ -207,7 +207,7 @@ def make_spte(
         spte |= masks.accessed
     if level > PG_LEVEL_4K:
         spte |= ept.PT_PAGE_SIZE_MASK
-        if access & ACC_EXEC_MASK and is_nx_huge_page_enabled():
+        if access & ACC_EXEC_MASK and is_nx_huge_page_enabled(kvm):
             access &= ~ACC_EXEC_MASK
     spte |= masks.x if access & ACC_EXEC_MASK else masks.nx
     if access & ACC_USER_MASK:
@@ -239,7 +239,7 @@ def make_huge_page_split_spte(kvm: Kvm, huge_spte: int, role: KvmMmuPageRole, in
     if role.level > PG_LEVEL_4K:
         return child
     child &= ~ept.PT_PAGE_SIZE_MASK
-    if role.access & ACC_EXEC_MASK and is_nx_huge_page_enabled():
+    if role.access & ACC_EXEC_MASK and is_nx_huge_page_enabled(kvm):
         masks = kvm.masks
         child = child & ~masks.nx | masks.x
     return child
@@ -249,7 +249,7 @@ def make_huge_spte(kvm: Kvm, small_spte: int, level: int) -> int:
     """The huge page of `level` that the page of `small_spte` is a part of, with the same permissions, but not
     executable where huge pages are not (v6.13 on)."""
     huge = (small_spte | ept.PT_PAGE_SIZE_MASK) & ~(pages_per_entry(level) - 1 << ept.PFN_SHIFT)
-    if is_nx_huge_page_enabled():
+    if is_nx_huge_page_enabled(kvm):
         masks = kvm.masks
         huge = huge & ~masks.x | masks.nx
     return huge
