@@ -17,7 +17,7 @@ from interleaf.linux.rcu import call_rcu, frees_only
 from interleaf.linux.slab import kmem_cache_free
 from interleaf.runtime import checkpoint, routine, warn
 
-from .entries import cmpxchg_spte, kvm_tdp_mmu_read_spte, write_spte, xchg_spte
+from .entries import clear_spte_bits, cmpxchg_spte, kvm_tdp_mmu_read_spte, write_spte, xchg_spte
 from .iter import TdpIter, spte_to_child_pt
 from .references import page_unlinked
 from .spte import (
@@ -121,6 +121,16 @@ def kvm_tdp_mmu_write_spte(
         return int(xchg_spte(kvm, root, sp, gfn, level, new_spte))
     write_spte(kvm, root, sp, gfn, level, new_spte)
     return old_spte
+
+
+@routine
+def tdp_mmu_clear_spte_bits(kvm: Kvm, it: TdpIter, mask: int) -> int:
+    """Clear bits of a present leaf, without the book-keeping; returns what it really was. In an RCU reader, mmu_lock
+    held for write."""
+    if spte_has_volatile_bits(kvm.masks, it.old_spte):
+        return int(clear_spte_bits(kvm, it.root, it.sp, it.gfn, it.level, mask))
+    write_spte(kvm, it.root, it.sp, it.gfn, it.level, it.old_spte & ~mask)
+    return it.old_spte
 
 
 @routine

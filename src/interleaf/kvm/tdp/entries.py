@@ -105,6 +105,19 @@ def write_spte(
     _change(memory, kvm, root, sp, gfn, level, memory.peek(_cell(sp, gfn, level)), new)
 
 
+@operation(
+    focus=lambda kvm, root, sp, gfn, level, mask: _cell(sp, gfn, level),
+    words=lambda kvm, root, sp, gfn, level, mask, old: _words(
+        kvm, sp, gfn, level, old, 0 if old is None else old & ~mask
+    ),
+)
+def clear_spte_bits(memory: Memory, kvm: Kvm, root: KvmMmuPage, sp: KvmMmuPage, gfn: int, level: int, mask: int) -> int:
+    """Clear the bits of `mask`, whatever else the entry is (LOCK AND); returns what it was."""
+    old: int = memory.load_cell(_cell(sp, gfn, level))
+    _change(memory, kvm, root, sp, gfn, level, old, old & ~mask)
+    return old
+
+
 def _change(
     memory: Memory, kvm: Kvm, root: KvmMmuPage | None, sp: KvmMmuPage, gfn: int, level: int, old: int, new: int
 ) -> None:
