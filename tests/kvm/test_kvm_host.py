@@ -13,7 +13,7 @@ ROOT = KvmMmuPageRole()
 
 def test_the_word_of_a_root_is_the_kernels() -> None:
     # level 4, direct, access wux, efer_nx
-    assert ROOT.word == 4 | 1 << 7 | 7 << 8 | 1 << 12
+    assert ROOT.word == 4 | 1 << 7 | 7 << 8 | 1 << 12 | 1 << 13
 
 
 @pytest.mark.parametrize(

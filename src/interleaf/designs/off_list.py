@@ -10,7 +10,7 @@ from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmVcpu
 from interleaf.kvm.request import kvm_reload_remote_mmus
 from interleaf.kvm.tdp import roots, tdp_mmu
 from interleaf.kvm.tdp.changed import tdp_mmu_free_sp_rcu_callback
-from interleaf.kvm.tdp.map import tdp_mmu_alloc_sp
+from interleaf.kvm.tdp.link import tdp_mmu_alloc_sp
 from interleaf.kvm.tdp.references import root_invalidated, takes_reference, walk_restarts
 from interleaf.kvm.zap import ZAP_ALL_SLOTS_LOCK
 from interleaf.linux.list import (

@@ -15,6 +15,7 @@ from interleaf.kvm.tdp.changed import (
     tdp_mmu_free_sp_rcu_callback,
 )
 from interleaf.kvm.tdp.iter import ITER_YIELDED
+from interleaf.kvm.tdp.link import GET_PAGE_TRACED_AT_LINK
 from interleaf.kvm.tdp.references import root_invalidated, takes_reference
 from interleaf.kvm.tdp.roots import expect_nothing_left, kvm_mmu_init_tdp_mmu, step_root
 from interleaf.kvm.tdp.zap import FLUSH_IN_RCU
@@ -113,7 +114,7 @@ SERIES_V1 = V5_18.derive(
     "series-v1",
     "The last put of a root takes it off the list and then zaps it, giving mmu_lock up on the way.",
     ("20211120045046.3940942-1-seanjc@google.com", "20211120045046.3940942-11-seanjc@google.com"),
-    obeys=(REMOVED_PT_FLUSHES, REMOVED_PT_FLUSH_START),
+    obeys=(GET_PAGE_TRACED_AT_LINK, REMOVED_PT_FLUSHES, REMOVED_PT_FLUSH_START),
     drops=(FLUSH_IN_RCU, ITER_YIELDED, XCHG_VOLATILE),
     kvm_mmu_init_tdp_mmu=kvm_mmu_init_tdp_mmu,
     kvm_mmu_uninit_tdp_mmu=expect_nothing_left,

@@ -9,7 +9,7 @@ from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmVcpu
 from interleaf.kvm.tdp import roots, tdp_mmu
 from interleaf.kvm.tdp.changed import DEFERRED_BOOKKEEPING
 from interleaf.kvm.tdp.ghost import TDP_MMU, WORK
-from interleaf.kvm.tdp.map import tdp_mmu_alloc_sp
+from interleaf.kvm.tdp.link import tdp_mmu_alloc_sp
 from interleaf.kvm.tdp.references import hands_over, root_invalidated, takes_reference
 from interleaf.kvm.tdp.zap import SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST, tdp_mmu_zap_leafs, tdp_mmu_zap_root
 from interleaf.linux.list import list_add_rcu, list_for_each_entry, list_for_each_entry_rcu

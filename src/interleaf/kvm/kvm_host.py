@@ -12,6 +12,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from interleaf.hw.access import PFERR_FETCH_MASK, PFERR_PRESENT_MASK, PFERR_RSVD_MASK, PFERR_WRITE_MASK
 from interleaf.hw.cpu import Cpu
 from interleaf.hw.page_table import PG_LEVEL_1G, PG_LEVEL_4K, ROOT_LEVEL, PageTable
 from interleaf.hw.platform import EPT, Platform
@@ -45,6 +46,9 @@ KVM_MEMSLOT_INVALID = 1 << 16
 
 KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS = 1 << 63
 """Flag in the memslot generation between the swap of the slots and the end of the SRCU grace period."""
+
+PFERR_PRIVATE_ACCESS = 1 << 49
+"""KVM's own bit in the error code: the access is to private memory of the guest."""
 
 KVM_PFN_NOSLOT = 1 << 63
 """The pfn of a fault on a gfn without a memslot."""
@@ -379,16 +383,10 @@ class KvmPageFault:
     """`struct kvm_page_fault`: a fault and what its handling has found out so far."""
 
     gfn: int
-    write: bool = False
-    exec: bool = False
-    present: bool = False
-    """The hardware has found a present entry, which does not allow the access."""
-    rsvd: bool = False
-    """The hardware has found reserved bits: an MMIO SPTE."""
+    error_code: int = 0
+    """What the hardware says of the access (PFERR_*)."""
     prefetch: bool = False
     """Nobody accesses the page now."""
-    is_private: bool = False
-    """The access is to private memory of the guest."""
     nx_huge_page_workaround_enabled: bool = False
     max_level: int = PG_LEVEL_1G
     """Larger pages must not be mapped, whatever the host has."""
@@ -405,3 +403,26 @@ class KvmPageFault:
     """The level that could be mapped if that were not so."""
     goal_level: int = PG_LEVEL_4K
     """The level to map."""
+
+    @property
+    def write(self) -> bool:
+        return bool(self.error_code & PFERR_WRITE_MASK)
+
+    @property
+    def exec(self) -> bool:
+        return bool(self.error_code & PFERR_FETCH_MASK)
+
+    @property
+    def present(self) -> bool:
+        """The hardware has found a present entry, which does not allow the access."""
+        return bool(self.error_code & PFERR_PRESENT_MASK)
+
+    @property
+    def rsvd(self) -> bool:
+        """The hardware has found reserved bits: an MMIO SPTE."""
+        return bool(self.error_code & PFERR_RSVD_MASK)
+
+    @property
+    def is_private(self) -> bool:
+        """The access is to private memory of the guest."""
+        return bool(self.error_code & PFERR_PRIVATE_ACCESS)

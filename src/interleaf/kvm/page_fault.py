@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 
+from interleaf.hw.access import PFERR_FETCH_MASK, PFERR_WRITE_MASK
 from interleaf.linux.atomic import READ_ONCE
 from interleaf.linux.lockdep import lockdep_assert_held
 from interleaf.linux.rwlock import read_lock, read_unlock
@@ -111,4 +112,5 @@ def direct_page_fault(vcpu: KvmVcpu, fault: KvmPageFault) -> RetPf | int:
 @routine
 def kvm_tdp_page_fault(vcpu: KvmVcpu, gfn: int, write: bool, exec: bool) -> RetPf | int:
     """Handle an EPT violation of the guest at `gfn`. Returns RET_PF_* or a negative errno."""
-    return direct_page_fault(vcpu, KvmPageFault(gfn, write, exec))
+    error_code = (PFERR_WRITE_MASK if write else 0) | (PFERR_FETCH_MASK if exec else 0)
+    return direct_page_fault(vcpu, KvmPageFault(gfn, error_code))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from interleaf.hw.page_table import entries_for, index_of
-from interleaf.kvm.kvm_host import ACC_ALL, Kvm, KvmMmuPage, KvmMmuPageRole, KvmPageFault, KvmVcpu, RetPf
+from interleaf.hw.page_table import index_of
+from interleaf.kvm.kvm_host import ACC_ALL, Kvm, KvmMmuPage, KvmPageFault, KvmVcpu, RetPf
 from interleaf.linux.rcu import rcu_read_lock, rcu_read_unlock
-from interleaf.linux.slab import kmem_cache_alloc, kmem_cache_free
-from interleaf.runtime import Memory, ModelError, operation, routine, warn
+from interleaf.linux.slab import kmem_cache_free
+from interleaf.runtime import ModelError, routine, warn
 
 from .changed import tdp_mmu_set_spte_atomic
 from .iter import TdpIter, tdp_iter_next, tdp_iter_start
-from .references import page_linked
-from .spte import is_removed_spte, is_shadow_present_pte, make_nonleaf_spte, make_spte
+from .link import tdp_mmu_alloc_sp, tdp_mmu_link_sp
+from .spte import is_removed_spte, is_shadow_present_pte, make_spte
 
 
 @routine
@@ -81,31 +81,3 @@ def _add_table(kvm: Kvm, it: TdpIter) -> bool:
         return True
     kmem_cache_free(sp)
     return False
-
-
-@routine
-def tdp_mmu_link_sp(kvm: Kvm, it: TdpIter, sp: KvmMmuPage) -> bool:
-    """Make the entry point to the table `sp`, unless it has changed. In an RCU reader, mmu_lock held for read."""
-    if tdp_mmu_set_spte_atomic(kvm, it, make_nonleaf_spte(kvm.masks, sp.pfn, not kvm.platform.ad_bits)) is not None:
-        return False
-    page_linked(kvm)
-    return True
-
-
-@routine
-def tdp_mmu_alloc_sp(
-    kvm: Kvm, gfn: int, role: KvmMmuPageRole, parent: tuple[KvmMmuPage, int] | None = None
-) -> KvmMmuPage:
-    """A new table with nothing in it, for the gfns from `gfn` on; nobody else knows it yet (tdp_mmu_init_sp)."""
-    sp = kmem_cache_alloc(KvmMmuPage, gfn=gfn, role=role, parent=parent)
-    empty = kvm.design.shadow_nonpresent_value
-    if empty:
-        _fill(sp, entries_for(kvm.gfns, gfn, role.level), empty)
-    return sp
-
-
-@operation(marked=False)
-def _fill(memory: Memory, sp: KvmMmuPage, entries: tuple[int, ...], value: int) -> None:
-    # as the initial values of new(), this is part of the allocation
-    for index in entries:
-        memory.set(KvmMmuPage.spt.element(sp, index), value)

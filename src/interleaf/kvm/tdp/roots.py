@@ -32,7 +32,7 @@ from interleaf.runtime import Memory, checkpoint, current_task, operation, routi
 from . import tdp_mmu
 from .changed import tdp_mmu_free_sp_rcu_callback
 from .ghost import TDP_MMU
-from .map import tdp_mmu_alloc_sp
+from .link import tdp_mmu_alloc_sp
 from .references import hands_over, pages_left, root_invalidated, takes_reference, walk_ends
 from .zap import tdp_mmu_zap_root
 
