@@ -249,9 +249,11 @@ class Reconstruction:
                 child.detached = True
                 child.invalid = table.root().invalid
                 self._removals.setdefault(event.task.pid, _Removal()).tables.append(child)
-            if table.parent is None and table.invalid and not any(spte & PRESENT for spte in table.entries.values()):
+            if table.parent is None and not any(spte & PRESENT for spte in table.entries.values()):
                 self.tables.retire(table, event.time)
         if now:
+            if table.parent is None and table.until is not None:
+                self.tables.revive(table)  # up to v5.17 a notifier could empty a root that stayed in use
             if self.layout is None:
                 self.layout = layout_of(new)
             huge = old if old & PRESENT and not was else None

@@ -123,6 +123,13 @@ class PageTables:
             if len(self._gone) > LINGERING:
                 self.forget(self._gone.popleft())
 
+    def revive(self, root: Table) -> None:
+        """A root that was thought to be gone is in use after all."""
+        root.until = None
+        if root in self._gone:
+            self._gone.remove(root)
+        self.roots.append(root)
+
     def forget(self, table: Table) -> None:
         """Nothing will be heard of a table any more."""
         where = place(table.as_id, table.level, table.base)

@@ -65,6 +65,7 @@ _MARKS = {
     "RESET_DIRTY_RINGS": Doing.DIRTY_LOG,
     "VM_DESTROY": Doing.TEARDOWN,
     "VM_CLOSED": Doing.TEARDOWN,
+    "VM_DESTROYED": Doing.OTHER,
 }
 """The same by the marks of a driver that writes `GT <workload> <word> ...` into the trace."""
 
@@ -110,10 +111,9 @@ class Tasks:
             case KvmEntry() | KvmExit() | KvmUserspaceExit():
                 if state.doing is not Doing.OTHER:
                     self._begin(state, Doing.OTHER, event.time, None)
-            case HvaRange(start=start):
-                self._begin(state, _NOTIFIERS[event.name], event.time, start)
-            case Hva(hva=hva):
-                self._begin(state, _NOTIFIERS[event.name], event.time, hva)
+            case HvaRange(start=address) | Hva(hva=address):
+                if state.doing is not Doing.TEARDOWN:  # closing a VM unmaps what user space shared with it, too
+                    self._begin(state, _NOTIFIERS[event.name], event.time, address)
             case KvmMmuZapAllFast():
                 self._begin(state, Doing.ZAP_ALL, event.time, None)
             case Mark(text=text):
