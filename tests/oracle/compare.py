@@ -77,18 +77,19 @@ Search = Callable[[Program, Collector], Outcome]
 
 
 def by_steps(program: Program, collector: Collector, search: type[StepSearch] = StepSearch) -> Outcome:
-    return _run(search(program.setup, final=collector, bounds=Bounds(steps=STEPS)))
+    return run(search(program.setup, final=collector, bounds=Bounds(steps=STEPS)))
 
 
 def by_steps_without_discipline(program: Program, collector: Collector) -> Outcome:
-    return _run(StepSearch(program.setup, final=collector, bounds=Bounds(steps=STEPS), discipline=False))
+    return run(StepSearch(program.setup, final=collector, bounds=Bounds(steps=STEPS), discipline=False))
 
 
 def by_states(program: Program, collector: Collector, search: type[StateSearch] = StateSearch) -> Outcome:
-    return _run(search(program.setup, final=collector, bounds=Bounds(steps=STEPS)))
+    return run(search(program.setup, final=collector, bounds=Bounds(steps=STEPS)))
 
 
-def _run(search: StateSearch | StepSearch) -> Outcome:
+def run(search: StateSearch | StepSearch) -> Outcome:
+    """Search, and give everything back."""
     try:
         return search.run()
     finally:

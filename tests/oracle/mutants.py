@@ -106,7 +106,7 @@ class NeverHasToWait(StepSearch):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.path = AnyTime(self.world)
+        self.path = AnyTime(self.world, self.path.eager)
 
 
 @contextlib.contextmanager

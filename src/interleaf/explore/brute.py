@@ -21,6 +21,7 @@ from interleaf.runtime.execution import Execution, Move, Schedule, StepLimit
 from interleaf.runtime.findings import ModelError, Violation
 from interleaf.runtime.memory import Memory
 from interleaf.runtime.operations import Report, Task
+from interleaf.runtime.values import Value
 
 from .automaton import Node
 from .livelock import alternatives
@@ -36,8 +37,13 @@ def final_state(memory: Memory) -> Final:
     """What an execution leaves behind, in a form that is the same in every world."""
     values = memory.values
     return frozenset(
-        (cell.label, repr(values[cell.index])) for cell in memory.world.cells if values[cell.index] != cell.default
+        (cell.label, _shown(values[cell.index])) for cell in memory.world.cells if values[cell.index] != cell.default
     )
+
+
+def _shown(value: Value) -> str:
+    """The value in a form that is the same in every world: the order of a set is not."""
+    return str(sorted(map(_shown, value))) if isinstance(value, frozenset) else repr(value)
 
 
 class Driver(Protocol):

@@ -10,6 +10,11 @@ a step has some of four modes:
 * one end of a section that spans steps, for reading or writing (`SPAN_READ`, `SPAN_WRITE`).
 
 A write that spans depends on all four, a read that spans on both kinds of writing, and nothing else on anything.
+
+Whether a section is inside a step may depend on where the other tasks are, since scheduling points do (`points.py`):
+the same section is split in one state, and whole in another where nobody can notice. Then two of its orders with
+another section are different after all, as they are wherever it is split. So a section counts as inside only for tasks
+that were never seen to hold the lock when a step ended.
 """
 
 from __future__ import annotations
@@ -82,6 +87,8 @@ class LockModes:
         self.watched = 0
         self.lazy = 0
         """Cells of the locks known so far that are lazy."""
+        self.split: dict[int, int] = {}
+        """For each task, the locks that it was seen to hold when a step ended, as a bit set of cells."""
         self._numbers: dict[Cell, int] = {}
 
     def restart(self) -> None:
@@ -106,8 +113,16 @@ class LockModes:
         """
         modes = against = 0
         turned = exclusively = 0
-        for cell, mode, exclusive in _sections(turns):
-            bits, depending = self.mode(cell, mode)
+        task = memory.task
+        split = self.split.get(task, 0)
+        for cell, inside, exclusive in _sections(turns):
+            if not inside:
+                self.split[task] = self.split.get(task, 0) | cell.bit
+            spans = not inside or split & cell.bit
+            if exclusive:
+                bits, depending = self.mode(cell, SPAN_WRITE if spans else INSIDE_WRITE)
+            else:
+                bits, depending = self.mode(cell, SPAN_READ if spans else INSIDE_READ)
             modes |= bits
             against |= depending
             turned |= cell.bit
@@ -173,10 +188,10 @@ def turns(journal: Sequence[tuple[int, Value]], now: Held) -> list[Turn]:
     return found
 
 
-def _sections(turns: Sequence[Turn]) -> list[tuple[Cell, int, bool]]:
-    """The lock modes of a step: (lock, mode, exclusive?)."""
+def _sections(turns: Sequence[Turn]) -> list[tuple[Cell, bool, bool]]:
+    """The sections of a step: (lock, did it begin and end there?, exclusive?)."""
     begun: list[Turn] = []
-    found: list[tuple[Cell, int, bool]] = []
+    found: list[tuple[Cell, bool, bool]] = []
     for turn in turns:
         if turn.taken:
             begun.append(turn)
@@ -184,9 +199,9 @@ def _sections(turns: Sequence[Turn]) -> list[tuple[Cell, int, bool]]:
         for position in range(len(begun) - 1, -1, -1):
             if begun[position].cell is turn.cell:
                 del begun[position]
-                found.append((turn.cell, INSIDE_WRITE if turn.exclusive else INSIDE_READ, turn.exclusive))
+                found.append((turn.cell, True, turn.exclusive))
                 break
         else:
-            found.append((turn.cell, SPAN_WRITE if turn.exclusive else SPAN_READ, turn.exclusive))
-    found.extend((turn.cell, SPAN_WRITE if turn.exclusive else SPAN_READ, turn.exclusive) for turn in begun)
+            found.append((turn.cell, False, turn.exclusive))
+    found.extend((turn.cell, False, turn.exclusive) for turn in begun)
     return found

@@ -68,6 +68,8 @@ class Event:
     """The cells whose values it changed, if only for a while; lazy locks are none."""
     past: int
     """The steps ordered before it, as a bit set of positions."""
+    causes: int
+    """The same with the freeing that it comes after, and all that this rests on: without these it would be another."""
     moves: list[Basic]
     spoilt: bool
     """It ended its task by a fatal violation, or is ordered after such a step."""
@@ -94,7 +96,9 @@ class Race(NamedTuple):
 class Path:
     """The steps from the initial state to the current one."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, eager: bool) -> None:
+        self.eager = eager
+        """Is freeing after a grace period done as soon as it can be?"""
         self.events: list[Event] = []
         self._world = world
         self._end_cells = 0
@@ -128,19 +132,36 @@ class Path:
             for basic in event.moves
         )
 
-    def before(self, task: int) -> int:
-        """The steps ordered before whatever `task` does next, without what that will depend on."""
-        positions = self._of.get(task)
-        last = positions[-1] if positions else self._started.get(task)
-        return 0 if last is None else self.events[last].past | 1 << last
+    def before(self, node: Node) -> int:
+        """The steps ordered before the one from `node`, without what that will depend on.
 
-    def passed(self, node: Node, before: int) -> int:
-        """The tasks that have done nothing but what is ordered before the step from `node`, as a bit set.
-
-        `before` is what `before` says of it; a join comes after all that the tasks did for which it waits, too.
+        They are what its task has done before, or what started that; and of a join, all that the tasks for which it
+        waits have done: it cannot come before any of that.
         """
-        for task in _positions(node.joins):
-            before |= self.before(task)
+        found = 0
+        for position in self._latest(node):
+            found |= self.events[position].past | 1 << position
+        return found
+
+    def causes(self, node: Node, dependent: Sequence[int], freeing: Sequence[int]) -> int:
+        """The steps without which the one from `node` would be another, given those on which it depends."""
+        found = 0
+        for position in (*self._latest(node), *dependent, *freeing):
+            found |= self.events[position].causes | 1 << position
+        return found
+
+    def _latest(self, node: Node) -> list[int]:
+        """Positions of the latest steps of a task and of those for whose end it waits, or of what started them."""
+        found = []
+        for task in (node.task.index, *_positions(node.joins)):
+            positions = self._of.get(task)
+            last = positions[-1] if positions else self._started.get(task)
+            if last is not None:
+                found.append(last)
+        return found
+
+    def passed(self, before: int) -> int:
+        """The tasks that have done nothing but what is among the steps `before`, as a bit set."""
         found = 0
         for task in range(len(self._world.tasks)):
             positions = self._of.get(task)
@@ -148,19 +169,25 @@ class Path:
                 found |= 1 << task
         return found
 
-    def dependent(self, footprint: Footprint, before: int) -> list[int]:
-        """Positions of the steps that conflict with `footprint`, not counting those of `before`; the latest first."""
+    def dependent(self, footprint: Footprint, before: int) -> tuple[list[int], list[int]]:
+        """Positions of the steps that conflict with `footprint`, not counting those of `before`; the latest first.
+
+        The second list has those that are freeing, which order nothing but what waits for their end.
+        """
+        ends = self._ends()
         events = self.events
         touched, writes, _, against = footprint
         rest = ((1 << len(events)) - 1) & ~before
-        found = []
+        found: list[int] = []
+        freeing: list[int] = []
         while rest:
             position = rest.bit_length() - 1
             rest ^= 1 << position
             theirs = events[position].footprint
             if theirs.writes & touched or writes & theirs.touched or theirs.modes & against:
-                found.append(position)
-        return found
+                eager = self.eager and events[position].node.eager and not theirs.writes & touched & ends
+                (freeing if eager else found).append(position)
+        return found, freeing
 
     def push(self, event: Event, turns: Sequence[Turn]) -> None:
         """A step has happened, in which locks were taken and given back in these turns."""
@@ -253,7 +280,7 @@ class Path:
             direct |= 1 << position
         hidden = 0
         for position in dependent:
-            if hidden >> position & 1:
+            if hidden >> position & 1 or (self.eager and events[position].node.eager):
                 continue
             after = self._unordered(position)
             if once is not None and not self.again(once, (1 << position) - 1 | after):

@@ -16,11 +16,23 @@ depend on each other, `path.py` what the races of an execution are.
 * **A fatal violation** ends its task, and each that then depends on it; the others go on, so that what
   they can still violate is found too. What happens in the past of a finding is free of such violations, so
   each finding is one of an execution that ends there.
+* **Foresight**: a step that conflicts with nothing that others may still do has no scheduling point before it (see
+  `points.py`), so the steps of one task are larger or smaller depending on where the others are. Each scheduling
+  point that is left out is a persistent set of one task, in which no race is to be reversed; every race is one with
+  the first operation of the earlier step. A sleeping task's step may be larger by the time that it wakes, which does
+  not matter: what is added conflicts with nothing. But what a lazy lock hides must not depend on it: a section counts
+  as one inside a step only if the task was never seen to hold that lock when a step ended (`footprint.py`).
+* **Freeing** after a grace period is done as soon as it can be (`eager`): whatever uses the object afterwards is a
+  use-after-free, and an execution in which it is used in time is left out only where there is also one in which it
+  is not. From such a state nothing else is run, so it is no place to reverse a race at; and what comes later is not
+  taken to be ordered after the freeing (unless it waits for its end), or a race with something that comes before the
+  freeing would be hidden by one that is never reversed.
 * **Memory** is that of one execution, and of the tasks' automata.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,10 +48,14 @@ from .livelock import alternatives, spinning
 from .machine import Choices, Machine, Snapshot
 from .outcome import LIVELOCK, Bounds, Found, Outcome
 from .path import Event, Path, Round
+from .scout import scout
 from .waits import NewWait, Wait, Waits
 
 Final: TypeAlias = Callable[[Machine], list[Violation]]
 
+
+LARGE = 500
+"""Steps after which a search that has to begin again looks ahead first, see `scout.py`."""
 
 PATIENCE = 200
 """Steps that a pass goes on at least after it has learned something, to learn more before the next one."""
@@ -118,13 +134,12 @@ class StepSearch:
         seed: int = 1,
     ) -> None:
         self.bounds = bounds or Bounds()
-        self.eager = eager
         if self.bounds.states is not None or self.bounds.preemptions is not None:
             raise ModelError("the search over steps cannot honour a bound on states or preemptions: leave it out.")
         self.final = final
         self.stop_at_first = stop_at_first
         self.world = World(seed)
-        self.machine = _Machine(self.world, setup, reduce=discipline, foresight=foresight)
+        self.machine = _Machine(self.world, setup, reduce=discipline, foresight=discipline and foresight)
         parts = {
             "source sets": True,
             "sleep sets": True,
@@ -135,7 +150,7 @@ class StepSearch:
         }
         reductions = tuple(name for name, used in parts.items() if used)
         self.outcome = Outcome("steps", reductions=reductions)
-        self.path = Path(self.world)
+        self.path = Path(self.world, eager)
         self.stack: list[_Frame] = []
         self.on_path: dict[int, int] = {}
         """State -> position of its frame."""
@@ -145,6 +160,7 @@ class StepSearch:
         self.waits = Waits()
         self.executions = 0
         """Of the current pass."""
+        self._rng = random.Random(seed)
         self._began = 0.0
 
     def run(self) -> Outcome:
@@ -153,8 +169,13 @@ class StepSearch:
         outcome = self.outcome
         try:
             known = self._known()
+            scouted = False
             while not self._pass():
                 outcome.restarts += 1
+                if not scouted and outcome.transitions > LARGE:
+                    scouted = True
+                    self.machine.passed = -1
+                    scout(self.machine, self.modes, self.waits, self._rng, self.path.eager)
                 before, known = known, self._known()
                 if known == before:
                     raise ModelError("the search begins again without having learned anything: Interleaf has a defect.")
@@ -201,6 +222,7 @@ class StepSearch:
             sum(node.own.bit_count() + node.own_writes.bit_count() for node in nodes),
             sum(domain.observed for domain in world.domains.values()),
             self.modes.watched,
+            dict(self.modes.split),
             self.waits.known(),
         )
 
@@ -247,7 +269,7 @@ class StepSearch:
     def _eager(self, frame: _Frame) -> int:
         """A task whose step need not be put off, or -1."""
         machine = self.machine
-        if self.eager:
+        if self.path.eager:
             for task, node in enumerate(frame.snapshot.nodes):
                 if node is not None and node.eager and task not in frame.waiting and not frame.spoilt >> task & 1:
                     if machine.able(task):
@@ -272,8 +294,8 @@ class StepSearch:
         node = machine.nodes[task]
         assert node is not None
         op = node.op
-        before = path.before(task)
-        machine.passed = path.passed(node, before)
+        before = path.before(node)
+        machine.passed = path.passed(before)
         if not machine.step(task, choices):
             self.waits.waits(op, machine.memory)
             frame.waiting[task] = machine.memory.reads
@@ -287,19 +309,23 @@ class StepSearch:
         frame.todo.extend(alternatives(choices, machine.branches))
         journal = machine.memory.journal[frame.snapshot.mark :]
         taken = turns(journal, machine.memory.held[task])
+        split = self.modes.split.get(task, 0)
         footprint = self.modes.footprint(machine.memory, taken, machine.dead)
+        if self.modes.split.get(task, 0) != split:
+            machine.points.surprised = True
         changed = self.modes.changed(journal)
         once = frame.rounds.get(task)
         if once is not None:
             footprint = footprint.union(once.footprint)
         frame.running = task
         frame.union = frame.union.union(footprint)
-        dependent = path.dependent(footprint, before)
+        dependent, freeing = path.dependent(footprint, before)
         self._turn(task, footprint, before, dependent, self.waits.of_step(op, taken), once)
         past = before
         for position in dependent:
             past |= path.events[position].past | 1 << position
-        spoilt = any(event.spoilt and past >> position & 1 for position, event in enumerate(path.events))
+        causes = path.causes(node, dependent, freeing)
+        spoilt = any(event.spoilt and causes >> position & 1 for position, event in enumerate(path.events))
         old = frame.snapshot.nodes
         started = [
             child
@@ -307,12 +333,12 @@ class StepSearch:
             if its is not None and (child >= len(old) or old[child] is None)
         ]
         event = Event(
-            node, frame.snapshot.mark, footprint, changed, past, machine.basic, spoilt or machine.dead, started
+            node, frame.snapshot.mark, footprint, changed, past, causes, machine.basic, spoilt or machine.dead, started
         )
         path.push(event, taken)
         outcome.depth = max(outcome.depth, len(path.events))
         if machine.violations and not spoilt:
-            self._report(machine.violations, self.path.schedule(event.past | 1 << len(path.events) - 1))
+            self._report(machine.violations, self.path.schedule(event.causes | 1 << len(path.events) - 1))
         if len(path.events) > self.bounds.steps:
             raise _Stop(f"an execution is longer than {self.bounds.steps} steps")
         dead = frame.spoilt | 1 << task if event.spoilt else frame.spoilt
@@ -343,8 +369,6 @@ class StepSearch:
         races = self.path.races(task, footprint, before, dependent, wait, once)
         for position, initials, first in races:
             frame = self.stack[position]
-            if frame.eager >= 0:
-                continue
             if initials < 0:
                 for other, node in enumerate(frame.snapshot.nodes):
                     if node is not None and other not in frame.waiting and not frame.spinning >> other & 1:
@@ -380,10 +404,11 @@ class StepSearch:
         """`task` waits at the end of an execution: plan the orders in which it would not have to."""
         node = self.machine.nodes[task]
         assert node is not None
-        before = self.path.before(task)
+        before = self.path.before(node)
         for wait in self.waits.of_waiting(node.op):
             footprint = self.modes.waiting(wait.cell, wait.exclusive, looked)
-            self._turn(task, footprint, before, self.path.dependent(footprint, before), wait)
+            dependent, _freeing = self.path.dependent(footprint, before)
+            self._turn(task, footprint, before, dependent, wait)
 
     def _stuck(self) -> None:
         """Look whether everything that can still happen leads round in circles."""
