@@ -157,7 +157,8 @@ class SURW:
             counts = self._now.setdefault(owner, {})
             counts[name] = counts.get(name, 0) + 1
             if owner == self._object:
-                self._left[name] = self._left.get(name, 1) - 1
+                # a count of an earlier execution: this one may have more
+                self._left[name] = max(0, self._left.get(name, 1) - 1)
                 if task == self._intended:
                     self._intended = -1
 
