@@ -5,12 +5,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from interleaf.kvm.dirty_protect import ENABLE_LOG_FLUSHES
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmVcpu
 from interleaf.kvm.tdp import tdp_mmu
 from interleaf.kvm.tdp.changed import tdp_mmu_free_sp_rcu_callback
+from interleaf.kvm.tdp.collapse import COLLAPSE_PARENTS
+from interleaf.kvm.tdp.dirty import CLEAR_DIRTY_ATOMIC
 from interleaf.kvm.tdp.ghost import WORK
 from interleaf.kvm.tdp.references import hands_over, root_invalidated, takes_reference
 from interleaf.kvm.tdp.roots import expect_nothing_left
+from interleaf.kvm.zap import ZAP_RANGE_UNIT
 from interleaf.linux.list import list_del_rcu, list_for_each_entry
 from interleaf.linux.lockdep import lockdep_assert_held_write
 from interleaf.linux.rcu import call_rcu
@@ -103,7 +107,7 @@ V5_18 = V6_4.derive(
         "bb95dfb9e2df",
         "ba3a6120a4e7",
     ),
-    drops=(INVALIDATE_IN_RCU,),
+    drops=(CLEAR_DIRTY_ATOMIC, COLLAPSE_PARENTS, ENABLE_LOG_FLUSHES, INVALIDATE_IN_RCU, ZAP_RANGE_UNIT),
     kvm_mmu_uninit_tdp_mmu=kvm_mmu_uninit_tdp_mmu,
     kvm_tdp_mmu_get_vcpu_root_hpa=kvm_tdp_mmu_get_vcpu_root_hpa,
     kvm_tdp_mmu_put_root=kvm_tdp_mmu_put_root,

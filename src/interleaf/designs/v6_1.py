@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from interleaf.kvm.dirty_protect import CLEAR_SPLITS_LAST
 from interleaf.kvm.tdp import roots
 from interleaf.kvm.tdp.changed import DEFERRED_BOOKKEEPING
+from interleaf.kvm.tdp.dirty import CLEAR_DIRTY_ATOMIC
+from interleaf.kvm.tdp.split import SPLIT_ALLOCATES_UNLOCKED
+from interleaf.kvm.tdp.wrprot import WRPROT_VALID_ROOTS
 from interleaf.kvm.tdp.zap import SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST
+from interleaf.kvm.zap import SLOT_ZAP_QUIRK
 
 from .v6_4 import kvm_tdp_mmu_get_vcpu_root_hpa, kvm_tdp_mmu_zap_leafs
 from .v6_12 import V6_12
@@ -13,7 +18,17 @@ V6_1 = V6_12.derive(
     "v6.1",
     "The stable kernel: roots are zapped by whoever invalidates them, and come and go under mmu_lock held for write.",
     ("edbdb43fc96b", "0df9dab891ff"),
-    drops=(DEFERRED_BOOKKEEPING, roots.ROOTS_UNDER_READ_LOCK, SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST),
+    drops=(
+        CLEAR_DIRTY_ATOMIC,
+        CLEAR_SPLITS_LAST,
+        DEFERRED_BOOKKEEPING,
+        roots.ROOTS_UNDER_READ_LOCK,
+        SKIP_FLUSH_INVALID,
+        SLOT_ZAP_QUIRK,
+        SPLIT_ALLOCATES_UNLOCKED,
+        WRPROT_VALID_ROOTS,
+        ZAP_SMALL_FIRST,
+    ),
     shadow_nonpresent_value=0,
     removed_spte=0x5A0,
     kvm_tdp_mmu_get_vcpu_root_hpa=kvm_tdp_mmu_get_vcpu_root_hpa,

@@ -1,21 +1,34 @@
 """v6.12: synchronous zapping, roots made and freed under mmu_lock held for read, invalid roots on the list."""
 
 from interleaf.kvm.design import Design
+from interleaf.kvm.dirty_protect import CLEAR_SPLITS_LAST, ENABLE_LOG_FLUSHES
+from interleaf.kvm.hugepage import ADJUST_CHECKS_DISALLOWED
 from interleaf.kvm.memslots import MMIO_GENERATION_WRAP, SWAP_WAITS_FOR_NOTIFIERS
 from interleaf.kvm.page_fault import INVALID_SLOT_RETRY, NOTIFIER_RETRY, STALE_ROOT_CHECK
 from interleaf.kvm.request import RELOAD_REQUEST
 from interleaf.kvm.tdp import roots, unmap
 from interleaf.kvm.tdp.changed import ATOMIC_ZAP_FLUSHES, DEFERRED_BOOKKEEPING, XCHG_VOLATILE
+from interleaf.kvm.tdp.collapse import COLLAPSE_LEAFS, COLLAPSE_PARENTS
+from interleaf.kvm.tdp.dirty import CLEAR_DIRTY_ATOMIC, CLEAR_DIRTY_BY_ROOT
 from interleaf.kvm.tdp.iter import ITER_YIELDED
 from interleaf.kvm.tdp.masks import VOLATILE_ACCESSED
+from interleaf.kvm.tdp.split import EAGER_SPLIT, SPLIT_ALLOCATES_UNLOCKED, SPLIT_VALID_ROOTS
 from interleaf.kvm.tdp.spte import LEAF_WRITABLE_HINT, REMADE_SPTE_CLEAN
 from interleaf.kvm.tdp.wrprot import WRPROT_MMU_WRITABLE, WRPROT_VALID_ROOTS
 from interleaf.kvm.tdp.zap import FLUSH_IN_RCU, FORWARD_PROGRESS, SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST
-from interleaf.kvm.zap import ZAP_ALL_SLOTS_LOCK
+from interleaf.kvm.zap import SLOT_ZAP_QUIRK, ZAP_ALL_SLOTS_LOCK, ZAP_RANGE_COUNTS, ZAP_RANGE_UNIT
 
 RULES = (
+    ADJUST_CHECKS_DISALLOWED,
     ATOMIC_ZAP_FLUSHES,
+    CLEAR_DIRTY_ATOMIC,
+    CLEAR_DIRTY_BY_ROOT,
+    CLEAR_SPLITS_LAST,
+    COLLAPSE_LEAFS,
+    COLLAPSE_PARENTS,
     DEFERRED_BOOKKEEPING,
+    EAGER_SPLIT,
+    ENABLE_LOG_FLUSHES,
     FLUSH_IN_RCU,
     FORWARD_PROGRESS,
     INVALID_SLOT_RETRY,
@@ -26,6 +39,9 @@ RULES = (
     RELOAD_REQUEST,
     REMADE_SPTE_CLEAN,
     SKIP_FLUSH_INVALID,
+    SLOT_ZAP_QUIRK,
+    SPLIT_ALLOCATES_UNLOCKED,
+    SPLIT_VALID_ROOTS,
     STALE_ROOT_CHECK,
     SWAP_WAITS_FOR_NOTIFIERS,
     VOLATILE_ACCESSED,
@@ -33,6 +49,8 @@ RULES = (
     WRPROT_VALID_ROOTS,
     XCHG_VOLATILE,
     ZAP_ALL_SLOTS_LOCK,
+    ZAP_RANGE_COUNTS,
+    ZAP_RANGE_UNIT,
     ZAP_SMALL_FIRST,
     roots.NEXT_ROOT_RCU,
     roots.ROOTS_UNDER_READ_LOCK,

@@ -363,6 +363,9 @@ class KvmVcpu(Object):
     requests = Marked(0)
     """Bit set of `KvmRequest` numbers."""
     dirty_ring = Embedded(kvm_dirty_ring)
+    pml_buffer: Plain[tuple[int, ...]] = Plain(())
+    """The gfns that the processor has logged because it set the D bit of their SPTE (page-modification logging), oldest
+    first. (The hardware's buffer has 512 entries, and makes the vCPU leave the guest when it is full.)"""
     root_role: Plain[KvmMmuPageRole] = Plain(KvmMmuPageRole())
     """The role of the root that this vCPU needs (`mmu->root_role`)."""
     mmu_root: Plain[KvmMmuPage | None] = Plain(None)

@@ -12,10 +12,13 @@ None of this exists in a kernel. The functions that take a `Memory` are parts of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from interleaf.hw.page_table import ENTRIES_PER_TABLE, PG_LEVEL_2M, PG_LEVEL_4K, entries_for, gfn_round_for_level
+from interleaf.hw.walk import Translation
 from interleaf.runtime import Array, Memory, Object, Plain, Violation, operation
 
-from .kvm_host import Kvm, KvmMemorySlot, KvmVcpu
+from .kvm_host import Kvm, KvmMemorySlot, KvmMmuPage, KvmVcpu, kvm_dirty_ring
 from .tdp.ghost import note
 
 Range = tuple[int, int, int]
@@ -50,24 +53,32 @@ def gfns_in(kvm: Kvm, start: int, end: int) -> tuple[int, ...]:
     )
 
 
-def note_write(memory: Memory, vcpu: KvmVcpu, gfn: int, as_id: int) -> None:
-    """The guest has just written the page. A page whose writes are tracked cannot be written so."""
+def note_access(memory: Memory, vcpu: KvmVcpu, root: KvmMmuPage, gfn: int, write: bool, found: Translation) -> None:
+    """The guest accesses a page through `root`: what becomes of a write. The processor's part is to log it (PML)."""
+    faulting = None
+    if write:
+        as_id = memory.look(KvmMmuPage.role.cell(root)).as_id
+        logged = _is_logged(memory, vcpu.kvm, gfn, as_id)
+        if found.pfn is not None:
+            _note_write(memory, vcpu, gfn, as_id, logged)
+            if found.dirtied and vcpu.kvm.platform.pml and not memory.look(KvmVcpu.guest_mode.cell(vcpu)):
+                memory.store(vcpu, KvmVcpu.pml_buffer, (*memory.load(vcpu, KvmVcpu.pml_buffer), gfn))
+        elif logged:
+            faulting = gfn
+    cell = _faulting.cell(vcpu)
+    if memory.look(cell) != faulting:
+        note(memory, cell, faulting)
+
+
+def _note_write(memory: Memory, vcpu: KvmVcpu, gfn: int, as_id: int, logged: bool) -> None:
     kvm = vcpu.kvm
     if (as_id, gfn) in memory.look(_tracked.cell(kvm)):
         message = f"vCPU{vcpu.index} writes gfn {gfn:#x}, to which writes are tracked, and KVM does not see it"
         memory.violate(Violation("write-tracking", message, object=kvm.name))
-    if _is_logged(memory, kvm, gfn, as_id):
+    if logged:
         cell = _unreported.element(kvm, (as_id, gfn))
         if not memory.look(cell):
             note(memory, cell, True)
-
-
-def note_access(memory: Memory, vcpu: KvmVcpu, gfn: int, as_id: int, write_fault: bool) -> None:
-    """The guest is about to access a page, which will fault for writing, or not."""
-    faulting = _faulting.cell(vcpu)
-    now = gfn if write_fault and _is_logged(memory, vcpu.kvm, gfn, as_id) else None
-    if memory.look(faulting) != now:
-        note(memory, faulting, now)
 
 
 def _is_logged(memory: Memory, kvm: Kvm, gfn: int, as_id: int) -> bool:
@@ -110,14 +121,24 @@ def tracking_changes(memory: Memory, kvm: Kvm, as_id: int, gfn: int, tracked: bo
 def collection_begins(memory: Memory, kvm: Kvm, slot: KvmMemorySlot) -> tuple[int, ...]:
     """Userspace begins to collect the dirty pages of the slot: the gfns of which the collection must tell."""
     as_id, start, end = _range_of(memory, slot)
-    promised = set()
-    for vcpu in memory.look(Kvm.vcpus.cell(kvm)):
-        promised.add(memory.look(_faulting.cell(vcpu)))
+    promised = set(_promised(memory, kvm, slot, start))
     return tuple(
         gfn
         for gfn in gfns_in(kvm, start, end)
         if gfn not in promised and memory.look(_unreported.element(kvm, (as_id, gfn)))
     )
+
+
+def _promised(memory: Memory, kvm: Kvm, slot: KvmMemorySlot, base_gfn: int) -> Iterator[int]:
+    """The gfns that somebody is going to log, or that are logged where no collection has taken them from yet."""
+    id = memory.look(KvmMemorySlot.id.cell(slot))
+    for vcpu in memory.look(Kvm.vcpus.cell(kvm)):
+        yield memory.look(_faulting.cell(vcpu))
+        yield from memory.look(KvmVcpu.pml_buffer.cell(vcpu))
+        for index in range(kvm.params.dirty_ring_size):
+            entry = memory.look(kvm_dirty_ring.entries.element(vcpu.dirty_ring, index))
+            if entry is not None and entry.slot == id:
+                yield base_gfn + entry.offset
 
 
 @operation(marked=False)

@@ -17,7 +17,9 @@ from interleaf.linux.srcu import srcu_read_lock, srcu_read_unlock
 from interleaf.mm.page import pfn_to_page
 from interleaf.runtime import Memory, Violation, checkpoint, choose, operation, routine, say
 
+from .dirty_log import vmx_flush_pml_buffer
 from .kvm_host import KvmMmuPage, KvmRequest, KvmVcpu, RetPf
+from .logged import note_access
 from .mmu import kvm_mmu_free_obsolete_roots, kvm_mmu_reload, kvm_mmu_unload
 from .page_fault import kvm_tdp_page_fault
 from .request import kvm_check_requests
@@ -90,6 +92,7 @@ def _access(memory: Memory, vcpu: KvmVcpu, root: KvmMmuPage, what: GuestAccess, 
     _expect_usable(memory, vcpu, root)
     found = translate(memory, vcpu.cpu, root, what.gfn, what.access, from_root)
     memory.order(vcpu.cpu, release=True)
+    note_access(memory, vcpu, root, what.gfn, what.access is Access.WRITE, found)
     if found.pfn is None:
         return Exit.EPT_MISCONFIG if found.fault is Fault.MISCONFIG else Exit.EPT_VIOLATION
     page = pfn_to_page(memory, found.pfn)
@@ -138,6 +141,8 @@ def _run_guest(vcpu: KvmVcpu, accesses: tuple[GuestAccess, ...]) -> tuple[tuple[
 @routine
 def _handle_exit(vcpu: KvmVcpu, reason: Exit, what: GuestAccess) -> RetPf | int:
     """Handle the reason for the last exit; in a reader of `kvm->srcu`."""
+    if vcpu.pml_buffer:
+        vmx_flush_pml_buffer(vcpu)
     BUG_ON(reason is Exit.EPT_MISCONFIG, f"EPT misconfiguration at gfn {what.gfn:#x}")
     if reason is Exit.REQUEST:
         pending = kvm_check_requests(vcpu)
@@ -176,4 +181,8 @@ def kvm_arch_vcpu_ioctl_run(vcpu: KvmVcpu, *accesses: GuestAccess) -> int:
         else:
             accesses, reason = _run_guest(vcpu, accesses)
         del srcu, result
+    if vcpu.pml_buffer:
+        srcu = srcu_read_lock(kvm.srcu)
+        vmx_flush_pml_buffer(vcpu)
+        srcu_read_unlock(kvm.srcu, srcu)
     return 0

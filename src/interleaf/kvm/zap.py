@@ -7,7 +7,7 @@ are torn down. How the steps are done is what designs differ in most; what must 
 
 from __future__ import annotations
 
-from interleaf.hw.ept import SPTE_MMU_PRESENT_MASK
+from interleaf.hw.ept import PFN_SHIFT, SPTE_MMU_PRESENT_MASK
 from interleaf.hw.frames import is_allocated
 from interleaf.hw.page_table import ROOT_LEVEL, entries_for
 from interleaf.linux.list import list_head
@@ -18,14 +18,30 @@ from interleaf.runtime import Memory, Violation, container_of, operation, routin
 
 from .design import rule
 from .invalidate import kvm_mmu_invalidate_begin, kvm_mmu_invalidate_end, kvm_mmu_invalidate_range_add
-from .kvm_host import Kvm, KvmMemorySlot, KvmMmuPage, KvmModule
+from .kvm_host import Kvm, KvmGfnRange, KvmMemorySlot, KvmMmuPage, KvmModule
 from .tdp import tdp_mmu
-from .tlb import kvm_flush_remote_tlbs_range
+from .tlb import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_range
 
 ZAP_ALL_SLOTS_LOCK = rule(
     "zap-all-takes-slots-lock",
     "Whoever invalidates all roots holds slots_lock, so that nobody else does meanwhile.",
     "b7cccd397f31",
+)
+SLOT_ZAP_QUIRK = rule(
+    "slot-zap-quirk",
+    "If userspace has asked for it (KVM_X86_QUIRK_SLOT_ZAP_ALL disabled), a memslot that goes away is zapped alone.",
+    "v6.12",
+)
+ZAP_RANGE_COUNTS = rule(
+    "zap-range-counts",
+    "Zapping a range counts as an invalidation while it lasts, so that faults do not map again what it has zapped with "
+    "what they have looked up before.",
+    "edb298c663fc",
+)
+ZAP_RANGE_UNIT = rule(
+    "zap-range-unit",
+    "The range of an invalidation for zapping gfns is named in the unit in which faults look for it.",
+    "6d3085e4d89a",
 )
 
 
@@ -84,12 +100,17 @@ def kvm_mmu_zap_all(kvm: Kvm) -> None:
 def kvm_zap_gfn_range(kvm: Kvm, gfn_start: int, gfn_end: int) -> None:
     """Zap the gfns gfn_start <= gfn < gfn_end in all roots that can be used, because how they must be mapped has
     changed (memory types, say); they fault in again. Takes mmu_lock, and may give it up on the way."""
+    counts = kvm.design.obeys(ZAP_RANGE_COUNTS)
+    # without the rule the gfns are taken for addresses in the process (in bytes), where no slot's memory is
+    shift = 0 if kvm.design.obeys(ZAP_RANGE_UNIT) else PFN_SHIFT
     write_lock(kvm.mmu_lock)
-    kvm_mmu_invalidate_begin(kvm)
-    kvm_mmu_invalidate_range_add(kvm, gfn_start, gfn_end)
+    if counts:
+        kvm_mmu_invalidate_begin(kvm)
+        kvm_mmu_invalidate_range_add(kvm, gfn_start >> shift, gfn_end >> shift)
     if tdp_mmu.kvm_tdp_mmu_zap_leafs(kvm, gfn_start, gfn_end, False):
         kvm_flush_remote_tlbs_range(kvm, gfn_start, gfn_end - gfn_start)
-    kvm_mmu_invalidate_end(kvm)
+    if counts:
+        kvm_mmu_invalidate_end(kvm)
     write_unlock(kvm.mmu_lock)
 
 
@@ -100,10 +121,29 @@ def kvm_flush_shadow_all(kvm: Kvm) -> None:
 
 
 @routine
+def kvm_mmu_zap_memslot(kvm: Kvm, slot: KvmMemorySlot) -> None:
+    """Zap what is mapped through a slot, and nothing else. vCPUs keep their roots, and faults on other slots go on.
+
+    The sequence number of invalidations stays as it is: no fault can be using the slot, since it has been marked
+    INVALID, and all readers of `kvm->srcu` who did not know that have left. slots_lock held. Takes mmu_lock, and may
+    give it up on the way.
+    """
+    write_lock(kvm.mmu_lock)
+    gfn_range = KvmGfnRange(slot, slot.base_gfn, slot.base_gfn + slot.npages, True)
+    if tdp_mmu.kvm_tdp_mmu_unmap_gfn_range(kvm, gfn_range, False):
+        kvm_flush_remote_tlbs(kvm)
+    write_unlock(kvm.mmu_lock)
+
+
+@routine
 def kvm_arch_flush_shadow_memslot(kvm: Kvm, slot: KvmMemorySlot) -> None:
     """Forget what is mapped through a slot that is about to go away. slots_lock held. Sleeps."""
-    say(f"memslot {slot.id} is invalid for everybody: zaps all that is mapped")
-    kvm_mmu_zap_all_fast(kvm)
+    if kvm.params.slot_zap_all or not kvm.design.obeys(SLOT_ZAP_QUIRK):
+        say(f"memslot {slot.id} is invalid for everybody: zaps all that is mapped")
+        kvm_mmu_zap_all_fast(kvm)
+    else:
+        say(f"memslot {slot.id} is invalid for everybody: zaps what is mapped through it")
+        kvm_mmu_zap_memslot(kvm, slot)
 
 
 @routine
