@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from interleaf.hw.frames import PAGE_TABLE_PFN_BASE
@@ -10,6 +12,7 @@ from interleaf.hw.page_table import (
     entries_for,
     gfn_round_for_level,
     index_of,
+    next_entry,
     pages_per_entry,
     table_at,
 )
@@ -40,6 +43,36 @@ def test_only_entries_that_lead_to_a_gfn_of_the_vm_are_visited() -> None:
     assert entries_for(gfns, 512, 1) == (1,)
     assert entries_for(gfns, 1 << 27, 1) == (0,)
     assert entries_for(gfns, 1024, 1) == ()
+
+
+def test_every_entry_of_a_table_counts_if_no_gfns_are_named() -> None:
+    assert entries_for(None, 512, 1) == tuple(range(512))
+    assert next_entry(None, 512, 1024, 1) == 512
+    assert next_entry(None, 1024, 1024, 1) is None
+
+
+def test_the_next_entry_is_the_one_that_leads_to_the_next_gfn() -> None:
+    gfns = (5, 1025, 1 << 27)
+    assert next_entry(gfns, 0, 512, 1) == 5
+    assert next_entry(gfns, 6, 512, 1) is None
+    assert next_entry(gfns, 512, 1 << 18, 2) == 1024
+    assert next_entry(gfns, 1536, 1 << 18, 2) is None
+    assert next_entry(gfns, 1 << 18, 1 << 36, 3) == 1 << 27
+    assert next_entry(gfns, 0, 1 << 36, 4) == 0
+
+
+def test_the_entries_of_a_large_universe_are_found_without_looking_at_each_gfn() -> None:
+    class Counted(tuple[int, ...]):
+        __slots__ = ()
+        looks = 0
+
+        def __getitem__(self, index: Any) -> Any:
+            Counted.looks += 1
+            return super().__getitem__(index)
+
+    assert entries_for(Counted(range(1 << 18)), 0, 3) == (0,)
+    assert entries_for(Counted(range(1 << 18)), 0, 2) == tuple(range(512))
+    assert 0 < Counted.looks < 512 * 40
 
 
 @operation(marked=False)

@@ -1,4 +1,4 @@
-"""Page tables of the machine: four levels of 512 entries, and the addresses by which they name each other.
+"""Page tables of the machine: four or five levels of 512 entries, and the addresses by which they name each other.
 
 A gfn is a guest frame number and a pfn a host frame number, both in 4 KiB pages. Level 1 holds the entries
 that map 4 KiB pages; the entries of level n+1 point to tables of level n. (Intel SDM volume 3, "EPT
@@ -7,6 +7,7 @@ translation mechanism"; AMD APM volume 2, "Nested paging"; both share this geome
 
 from __future__ import annotations
 
+import bisect
 from typing import TypeVar
 
 from interleaf.runtime import Array, Memory, ModelError, Object
@@ -21,6 +22,7 @@ PG_LEVEL_2M = 2
 PG_LEVEL_1G = 3
 ROOT_LEVEL = 4
 """Four-level paging: a root table covers 2**36 pages."""
+ALL_ENTRIES = tuple(range(ENTRIES_PER_TABLE))
 
 
 class PageTable(Object):
@@ -58,10 +60,29 @@ def gfn_round_for_level(gfn: int, level: int) -> int:
     return gfn & -pages_per_entry(level)
 
 
-def entries_for(gfns: tuple[int, ...], base: int, level: int) -> tuple[int, ...]:
-    """The indices, ascending, of those entries of the table at `base` and `level` that lead to one of `gfns`."""
-    covered = pages_per_entry(level + 1)
-    return tuple(sorted({index_of(gfn, level) for gfn in gfns if base <= gfn < base + covered}))
+def next_entry(gfns: tuple[int, ...] | None, start: int, end: int, level: int) -> int | None:
+    """The first gfn of the first entry of a table of `level` from `start` on, where an entry begins, that leads to one
+    of `gfns` (ascending; None: to any); None if that is not before `end`."""
+    if gfns is not None:
+        position = bisect.bisect_left(gfns, start)
+        if position == len(gfns):
+            return None
+        start = gfns[position] & -(1 << (level - 1) * LEVEL_BITS)
+    return start if start < end else None
+
+
+def entries_for(gfns: tuple[int, ...] | None, base: int, level: int) -> tuple[int, ...]:
+    """The indices, ascending, of those entries of the table at `base` and `level` that lead to one of `gfns` (ascending;
+    None: to any)."""
+    if gfns is None:
+        return ALL_ENTRIES
+    end = base + pages_per_entry(level + 1)
+    found = []
+    gfn = next_entry(gfns, base, end, level)
+    while gfn is not None:
+        found.append(index_of(gfn, level))
+        gfn = next_entry(gfns, gfn + pages_per_entry(level), end, level)
+    return tuple(found)
 
 
 def table_at(memory: Memory, kind: type[P], pfn: int) -> P:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from interleaf.designs import V5_13, V6_12
 from interleaf.hw.page_table import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, ROOT_LEVEL
+from interleaf.hw.platform import EPT, EPT_5_LEVEL, Platform
 from interleaf.kvm.design import Design
+from interleaf.kvm.kvm_host import Kvm, KvmMmuPageRole
 from interleaf.kvm.mmu import kvm_mmu_reload
 from interleaf.kvm.tdp.iter import TdpIter, tdp_iter_next, tdp_iter_start
+from interleaf.kvm.tdp.link import tdp_mmu_alloc_sp
 from interleaf.linux.rcu import rcu_read_lock, rcu_read_unlock
+from interleaf.mm.mm import mm_alloc
+from interleaf.runtime import new
 
 from .stage import make_vm, populate, run_alone
 
@@ -73,6 +78,29 @@ def test_a_walk_begins_at_the_entries_that_cover_its_start() -> None:
 
 def test_a_walk_does_not_go_below_what_is_not_there() -> None:
     assert visit(GFNS, mapped=False) == [(0, 4), (1 << 27, 4)]
+
+
+def _visit_all(start: int, end: int, platform: Platform) -> tuple[tuple[int, int], ...]:
+    kvm = new(Kvm, design=V6_12, mm=mm_alloc(1), gfns=None, platform=platform)
+    root = tdp_mmu_alloc_sp(kvm, 0, KvmMmuPageRole(level=platform.levels))
+    visited: tuple[tuple[int, int], ...] = ()
+    rcu_read_lock()
+    it = tdp_iter_start(kvm, root, PG_LEVEL_4K, start)
+    while it is not None and it.gfn < end:
+        visited = (*visited, (it.gfn, it.level))
+        it = tdp_iter_next(kvm, it)
+    rcu_read_unlock()
+    return visited
+
+
+def test_a_walk_that_may_meet_any_gfn_visits_every_entry() -> None:
+    visited, _ = run_alone(_visit_all, 0, 1 << 36, EPT)
+    assert visited == tuple((index << 27, 4) for index in range(512))
+
+
+def test_a_walk_of_five_levels() -> None:
+    visited, _ = run_alone(_visit_all, 1 << 40, 1 << 45, EPT_5_LEVEL)
+    assert visited == tuple((index << 36, 5) for index in range(16, 512))
 
 
 def _progress(design: Design, gfns: tuple[int, ...], start: int) -> tuple[tuple[int, int, bool], ...]:

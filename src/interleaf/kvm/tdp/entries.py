@@ -7,7 +7,8 @@ Each write keeps the ghost state with it and checks three properties where the v
 * I8: nothing is installed under an invalid root after its zapper has passed.
 
 A table is a `KvmMmuPage`; an entry of it is named by the gfn that it leads to and its level, as a kernel
-developer would, and lives in `spt[index_of(gfn, level)]`. (kernel tdp_iter.h and tdp_mmu.c, v6.12)
+developer would, and lives in `spt[index_of(gfn, level)]`. There, 0 stands for the design's non-present value, so
+that a new table need not be filled. (kernel tdp_iter.h and tdp_mmu.c, v6.12)
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class _ReadSpte(Read):
 
 def kvm_tdp_mmu_read_spte(kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int) -> int:
     """Read an entry (READ_ONCE). In an RCU reader, mmu_lock held."""
-    return int(perform(_ReadSpte(kvm, sp, gfn, level)))
+    return int(perform(_ReadSpte(kvm, sp, gfn, level))) or kvm.masks.nonpresent
 
 
 def _cell(sp: KvmMmuPage, gfn: int, level: int) -> Cell:
@@ -75,7 +76,7 @@ def cmpxchg_spte(
 ) -> int:
     """Write `new` if the entry is still `old` (try_cmpxchg64); returns what it was. mmu_lock held for read."""
     cell = _cell(sp, gfn, level)
-    seen: int = memory.load_cell(cell)
+    seen: int = memory.load_cell(cell) or kvm.masks.nonpresent
     if seen == old:
         _change(memory, kvm, root, sp, gfn, level, old, new)
     return seen
@@ -87,7 +88,7 @@ def cmpxchg_spte(
 )
 def xchg_spte(memory: Memory, kvm: Kvm, root: KvmMmuPage | None, sp: KvmMmuPage, gfn: int, level: int, new: int) -> int:
     """Write `new` whatever the entry is (xchg); returns what it was."""
-    old: int = memory.load_cell(_cell(sp, gfn, level))
+    old: int = memory.load_cell(_cell(sp, gfn, level)) or kvm.masks.nonpresent
     _change(memory, kvm, root, sp, gfn, level, old, new)
     return old
 
@@ -102,7 +103,8 @@ def write_spte(
     memory: Memory, kvm: Kvm, root: KvmMmuPage | None, sp: KvmMmuPage, gfn: int, level: int, new: int
 ) -> None:
     """Write `new` without looking (WRITE_ONCE)."""
-    _change(memory, kvm, root, sp, gfn, level, memory.peek(_cell(sp, gfn, level)), new)
+    old = memory.peek(_cell(sp, gfn, level)) or kvm.masks.nonpresent
+    _change(memory, kvm, root, sp, gfn, level, old, new)
 
 
 @operation(
@@ -113,7 +115,7 @@ def write_spte(
 )
 def clear_spte_bits(memory: Memory, kvm: Kvm, root: KvmMmuPage, sp: KvmMmuPage, gfn: int, level: int, mask: int) -> int:
     """Clear the bits of `mask`, whatever else the entry is (LOCK AND); returns what it was."""
-    old: int = memory.load_cell(_cell(sp, gfn, level))
+    old: int = memory.load_cell(_cell(sp, gfn, level)) or kvm.masks.nonpresent
     _change(memory, kvm, root, sp, gfn, level, old, old & ~mask)
     return old
 
@@ -134,7 +136,7 @@ def _change(
             _count_zapped(memory)
         if is_present_leaf(old, level) and not (is_present_leaf(new, level) and spte_to_pfn(new) == spte_to_pfn(old)):
             note_unmapped(memory, spte_to_pfn(old), (sp, index))
-    memory.store_cell(cell, new)
+    memory.store_cell(cell, 0 if new == kvm.masks.nonpresent else new)
 
 
 def _check_frozen(memory: Memory, kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int, old: int, new: int) -> None:

@@ -1,8 +1,9 @@
 """The TDP iterator: a walk over the entries of a root, parents before children, that survives yields.
 
 The kernel's `struct tdp_iter` changes in place; here it is an immutable value, and each function returns the next
-one. Only entries that lead to a gfn of `Kvm.gfns` are visited: all others are never written. Passing over others
-counts as progress, as it does in the kernel, which looks at each of them. (kernel tdp_iter.c, v6.12)
+one. Only entries that lead to a gfn of `Kvm.gfns` are visited, if that names any: all others are never written.
+Passing over others counts as progress, as it does in the kernel, which looks at each of them. (kernel tdp_iter.c,
+v6.12)
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from interleaf.hw.frames import PAGE_TABLE_PFN_BASE
-from interleaf.hw.page_table import ROOT_LEVEL, gfn_round_for_level, pages_per_entry
+from interleaf.hw.page_table import gfn_round_for_level, next_entry, pages_per_entry
 from interleaf.kvm.design import rule
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
-from interleaf.runtime import object_of, routine
+from interleaf.runtime import Memory, object_of, operation, routine
 
 from .entries import kvm_tdp_mmu_read_spte
 from .spte import is_last_spte, is_shadow_present_pte, spte_to_pfn
@@ -40,6 +41,9 @@ class TdpIter(NamedTuple):
     """The gfn that the walk aims for: all before it are done."""
     yielded_gfn: int
     """The gfn that it aimed for when it last yielded."""
+    root_level: int
+    as_id: int
+    """The address space of the root."""
     yielded: bool = False
     """It has yielded since this entry was read, and must find its way again from the root."""
 
@@ -54,7 +58,7 @@ class TdpIter(NamedTuple):
 
     @property
     def level(self) -> int:
-        return ROOT_LEVEL + 1 - len(self.pt_path)
+        return self.root_level + 1 - len(self.pt_path)
 
     @property
     def end(self) -> int:
@@ -75,18 +79,32 @@ def tdp_iter_start(kvm: Kvm, root: KvmMmuPage, min_level: int, next_last_level_g
     In an RCU reader, mmu_lock held.
     """
     aim = next_last_level_gfn
-    return _enter(kvm, TdpIter((root,), aim, min_level, 0, next_last_level_gfn=aim, yielded_gfn=aim))
+    it = TdpIter((root,), aim, min_level, 0, aim, aim, kvm.platform.levels, kvm_mmu_page_as_id(root))
+    return _enter(kvm, it, it.pt_path)
 
 
 @routine
 def tdp_iter_next(kvm: Kvm, it: TdpIter) -> TdpIter | None:
     """The next entry in pre-order, or None behind the last. In an RCU reader, mmu_lock held."""
     if it.yielded:
-        restarted = _enter(kvm, it._replace(pt_path=it.pt_path[:1]))
+        restarted = _enter(kvm, it, it.pt_path[:1])
         if restarted is None or kvm.design.obeys(ITER_YIELDED):
             return restarted
         it = restarted
     return _step_down(kvm, it) or _step_side(kvm, it)
+
+
+def tdp_iter_yielded(it: TdpIter) -> TdpIter:
+    """The walk after it has yielded. Only the root and the aim are of use now; the rest is set to what it would be
+    for any way here."""
+    aim = it.next_last_level_gfn
+    return TdpIter(it.pt_path[:1], aim, it.min_level, 0, aim, aim, it.root_level, it.as_id, True)
+
+
+@operation(marked=False)
+def kvm_mmu_page_as_id(memory: Memory, sp: KvmMmuPage) -> int:
+    """The address space of a table. No access: that part of the role never changes."""
+    return int(memory.peek(KvmMmuPage.role.cell(sp)).as_id)
 
 
 def spte_to_child_pt(spte: int, level: int) -> KvmMmuPage | None:
@@ -99,33 +117,32 @@ def spte_to_child_pt(spte: int, level: int) -> KvmMmuPage | None:
 def _step_down(kvm: Kvm, it: TdpIter) -> TdpIter | None:
     """Into the table below (try_step_down). The entry is read again, because it may have been changed, by this
     task or by another, and the table that it pointed to be on its way to be freed."""
-    if it.level == it.min_level:
+    level = it.level
+    if level == it.min_level:
         return None
-    child = spte_to_child_pt(kvm_tdp_mmu_read_spte(kvm, it.sp, it.gfn, it.level), it.level)
-    if child is None:
-        return None
-    return _enter(kvm, it._replace(pt_path=(*it.pt_path, child)))
+    child = spte_to_child_pt(kvm_tdp_mmu_read_spte(kvm, it.sp, it.gfn, level), level)
+    return None if child is None else _enter(kvm, it, (*it.pt_path, child))
 
 
 def _step_side(kvm: Kvm, it: TdpIter) -> TdpIter | None:
     """To the next entry of the table, or up until there is one (try_step_side, try_step_up)."""
-    return _seek(kvm, it, it.gfn, it.end, it.end)
+    end = it.end
+    return _seek(kvm, it, it.pt_path, it.gfn, end, end)
 
 
-def _enter(kvm: Kvm, it: TdpIter) -> TdpIter | None:
-    """To the entry of the table `it.sp` that leads to where the walk aims, or to the next one."""
+def _enter(kvm: Kvm, it: TdpIter, pt_path: tuple[KvmMmuPage, ...]) -> TdpIter | None:
+    """To the entry of the table `pt_path[-1]` that leads to where the walk aims, or to the next one."""
     aim = it.next_last_level_gfn
-    return _seek(kvm, it, aim, gfn_round_for_level(aim, it.level), aim)
+    return _seek(kvm, it, pt_path, aim, gfn_round_for_level(aim, it.root_level + 1 - len(pt_path)), aim)
 
 
-def _seek(kvm: Kvm, it: TdpIter, inside: int, start: int, aim: int) -> TdpIter | None:
-    """To the first entry from gfn `start` on that can ever be written: of the table `it.sp`, which covers the gfn
-    `inside`, or of the next one further up."""
-    pt_path, level = it.pt_path, it.level
+def _seek(kvm: Kvm, it: TdpIter, pt_path: tuple[KvmMmuPage, ...], inside: int, start: int, aim: int) -> TdpIter | None:
+    """To the first entry from gfn `start` on that can ever be written: of the table `pt_path[-1]`, which covers the
+    gfn `inside`, or of the next one further up."""
+    gfns, level = kvm.gfns, it.root_level + 1 - len(pt_path)
     while True:
         end = gfn_round_for_level(inside, level + 1) + pages_per_entry(level + 1)
-        entries = (gfn_round_for_level(gfn, level) for gfn in kvm.gfns)
-        found = min((entry for entry in entries if start <= entry < end), default=None)
+        found = next_entry(gfns, start, end, level)
         if found is not None:
             break
         if len(pt_path) == 1:
@@ -133,9 +150,11 @@ def _seek(kvm: Kvm, it: TdpIter, inside: int, start: int, aim: int) -> TdpIter |
         pt_path, level, start = pt_path[:-1], level + 1, end
     return TdpIter(
         pt_path,
-        gfn=found,
-        min_level=it.min_level,
-        old_spte=kvm_tdp_mmu_read_spte(kvm, pt_path[-1], found, level),
-        next_last_level_gfn=aim if gfn_round_for_level(aim, level) == found else found,
-        yielded_gfn=it.yielded_gfn,
+        found,
+        it.min_level,
+        kvm_tdp_mmu_read_spte(kvm, pt_path[-1], found, level),
+        aim if gfn_round_for_level(aim, level) == found else found,
+        it.yielded_gfn,
+        it.root_level,
+        it.as_id,
     )

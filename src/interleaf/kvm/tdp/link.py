@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from interleaf.hw.page_table import entries_for
 from interleaf.kvm.design import rule
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmMmuPageRole
 from interleaf.kvm.trace import trace_kvm_mmu_get_page
 from interleaf.linux.slab import kmem_cache_alloc
-from interleaf.runtime import Memory, operation, routine
+from interleaf.runtime import routine
 
 from .changed import tdp_mmu_iter_set_spte, tdp_mmu_set_spte_atomic
 from .iter import TdpIter
@@ -44,15 +43,5 @@ def tdp_mmu_alloc_sp(
 ) -> KvmMmuPage:
     """A new table with nothing in it, for the gfns from `gfn` on; nobody else knows it yet (tdp_mmu_init_sp)."""
     sp = kmem_cache_alloc(KvmMmuPage, gfn=gfn, role=role, parent=parent)
-    empty = kvm.design.shadow_nonpresent_value
-    if empty:
-        _fill(sp, entries_for(kvm.gfns, gfn, role.level), empty)
     trace_kvm_mmu_get_page(sp)
     return sp
-
-
-@operation(marked=False)
-def _fill(memory: Memory, sp: KvmMmuPage, entries: tuple[int, ...], value: int) -> None:
-    # as the initial values of new(), this is part of the allocation
-    for index in entries:
-        memory.set(KvmMmuPage.spt.element(sp, index), value)

@@ -17,7 +17,7 @@ from interleaf.linux.rwlock import read_lock, read_unlock, rwlock_needbreak, wri
 from interleaf.runtime import checkpoint, current_task, routine, say, warn
 
 from .changed import tdp_mmu_iter_set_spte, tdp_mmu_set_spte_atomic
-from .iter import TdpIter, tdp_iter_next, tdp_iter_start
+from .iter import TdpIter, tdp_iter_next, tdp_iter_start, tdp_iter_yielded
 from .references import root_zapped
 from .spte import is_last_spte, is_shadow_present_pte
 
@@ -74,9 +74,7 @@ def tdp_mmu_iter_cond_resched(kvm: Kvm, it: TdpIter, flush: bool, shared: bool) 
         write_unlock(kvm.mmu_lock)
         write_lock(kvm.mmu_lock)
     rcu_read_lock()
-    aim = it.next_last_level_gfn
-    # only the root and the aim are of use after the restart; the rest is set to what it would be for any way here
-    return TdpIter((it.root,), aim, it.min_level, 0, next_last_level_gfn=aim, yielded_gfn=aim, yielded=True)
+    return tdp_iter_yielded(it)
 
 
 @routine
