@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from interleaf import __version__
+from interleaf.tracing import app as trace
 
 UNUSABLE = 2
 
@@ -22,6 +23,9 @@ EXIT_CODES = (
 )
 
 app = typer.Typer(name="interleaf", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+app.add_typer(trace)
 
 
 class Listed(enum.StrEnum):

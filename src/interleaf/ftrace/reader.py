@@ -87,6 +87,11 @@ class Account:
         """Events that were read."""
         return sum(self.events.values())
 
+    @property
+    def whole(self) -> bool:
+        """Was there nothing that might have been an event, and was not read?"""
+        return not any(self.counts[kind] for kind in (Kind.LOST, Kind.GARBAGE, Kind.TEXT, Kind.CUT))
+
 
 class Trace:
     """One pass over a trace.

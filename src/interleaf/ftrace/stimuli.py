@@ -88,12 +88,10 @@ class Slots:
         else:
             self.slots.pop(change.slot, None)
 
-    def slot_of(self, gfn: int) -> int | None:
-        """The slot that `gfn` is in."""
-        for slot in self.slots.values():
-            if slot.gpa <= gfn << PAGE_SHIFT < slot.gpa + slot.size:
-                return slot.slot
-        return None
+    def slots_in(self, gfn: int, pages: int) -> list[int]:
+        """The slots that have any of the `pages` gfns from `gfn` on."""
+        low, high = gfn << PAGE_SHIFT, gfn + pages << PAGE_SHIFT
+        return sorted(slot.slot for slot in self.slots.values() if slot.gpa < high and low < slot.gpa + slot.size)
 
     def gfns(self, start: int, end: int) -> list[range]:
         """The gfns behind [start, end) of the host's addresses."""

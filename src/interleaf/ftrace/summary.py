@@ -76,6 +76,8 @@ class Stretch:
     comm: str
     pid: int
     doing: str
+    since: int
+    """When the task began what it is doing."""
     first: int
     last: int
     changes: int = 0
@@ -285,20 +287,27 @@ class Summary:
             self._zapped.popitem(last=False)
 
     def _refault(self, gfn: int, level: int, time: int) -> None:
-        found = self._zapped.pop((level, gfn), None)
-        if found is not None:
-            self.refaults[found[1]].refaulted += 1
-            self.refaults[found[1]].after.add(time - found[0])
+        """A leaf is mapped: what was zapped there, be it smaller or greater, is mapped again."""
+        if not self._zapped:
+            return
+        places = [(level, gfn), (level + 1, gfn & -(1 << 9 * level))]
+        if level > 1:
+            places += [(level - 1, gfn + (index << 9 * (level - 2))) for index in range(512)]
+        for place in places:
+            found = self._zapped.pop(place, None)
+            if found is not None:
+                self.refaults[found[1]].refaulted += 1
+                self.refaults[found[1]].after.add(time - found[0])
 
     def _stretch(self, applied: Applied) -> Stretch:
         task, time = applied.event.task, applied.event.time
-        doing = self._cause(applied)
+        doing, since = self._cause(applied), self.known.tasks.of(task.pid).since
         stretch = self._open.get(task.pid)
-        if stretch is not None and (time - stretch.last > PAUSE or stretch.doing != doing):
+        if stretch is not None and (time - stretch.last > PAUSE or (stretch.doing, stretch.since) != (doing, since)):
             self._close(task.pid)
             stretch = None
         if stretch is None:
-            stretch = self._open[task.pid] = Stretch(task.comm, task.pid, doing, time, time)
+            stretch = self._open[task.pid] = Stretch(task.comm, task.pid, doing, since, time, time)
         stretch.last = time
         return stretch
 
