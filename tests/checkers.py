@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from interleaf.check import Cell, Finding, Request
-from interleaf.explore.states import Progress
+from interleaf.explore.outcome import Progress
 from interleaf.explore.verdict import Status, Verdict
 from interleaf.runtime import ModelError
 from interleaf.runtime.execution import Move

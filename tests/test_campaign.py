@@ -12,8 +12,7 @@ import pytest
 from interleaf import campaign
 from interleaf.campaign import cores, hunter_of, run
 from interleaf.check import HUNT_EXECUTIONS, Cell, Request, check
-from interleaf.explore.outcome import Bounds
-from interleaf.explore.states import Progress
+from interleaf.explore.outcome import Bounds, Progress
 from interleaf.explore.verdict import Status
 from interleaf.worker import Result
 from tests.checkers import by_name

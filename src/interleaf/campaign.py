@@ -28,8 +28,7 @@ from threading import Lock, Thread
 from typing import Any, Protocol
 
 from interleaf.check import HUNT_EXECUTIONS, Cell, Request, check
-from interleaf.explore.outcome import Bounds
-from interleaf.explore.states import Progress
+from interleaf.explore.outcome import Bounds, Progress
 from interleaf.explore.verdict import Status
 
 from .worker import Checker, Result, Sent, attempt

@@ -18,8 +18,8 @@ from pathlib import Path
 from interleaf import designs, scenarios
 from interleaf.explore.bounded import BoundedSearch, shortest
 from interleaf.explore.hunt import Hunt
-from interleaf.explore.outcome import Bounds, Found, Outcome
-from interleaf.explore.states import Progress, StateSearch
+from interleaf.explore.outcome import Bounds, Found, Outcome, Progress
+from interleaf.explore.states import StateSearch
 from interleaf.explore.steps import StepSearch
 from interleaf.explore.verdict import Status, Subject, Verdict, judge
 from interleaf.kvm.design import Design
@@ -151,7 +151,7 @@ def _search(
         if request.engine in ("states", "both"):
             searches.append(StateSearch(setup, bounds=bounds, seed=request.seed, progress=progress))
         if request.engine in ("steps", "both"):
-            searches.append(StepSearch(setup, bounds=bounds))
+            searches.append(StepSearch(setup, bounds=bounds, progress=progress))
     outcomes = []
     for search in searches:
         try:

@@ -26,7 +26,7 @@ from typing import TypeAlias
 import interleaf
 from interleaf.check import Cell, Request
 from interleaf.explore.machine import Machine
-from interleaf.explore.states import Progress
+from interleaf.explore.outcome import Progress
 from interleaf.runtime import Execution, ModelError, StepLimit
 from interleaf.runtime.carrier import Carrier
 

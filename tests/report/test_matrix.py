@@ -8,7 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from interleaf.check import Request
-from interleaf.explore.states import Progress
+from interleaf.explore.outcome import Progress
 from interleaf.explore.verdict import Status
 from interleaf.report.matrix import (
     Matrix,

@@ -49,6 +49,20 @@ class Bounds:
         return {name: limit for name, limit in named.items() if limit is not None}
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a running search is."""
+
+    states: int
+    """0 in a search that does not tell states apart."""
+    transitions: int
+    executions: int
+    depth: int
+    found: int
+    fraction: float
+    """Estimated share of the work that is done: the weight of the finished branches on the current path."""
+
+
 @dataclass(slots=True)
 class Outcome:
     """The result of one search."""

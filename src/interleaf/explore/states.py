@@ -33,7 +33,7 @@ from .audit import Auditor
 from .bounded import deadlock
 from .livelock import alternatives, spinning
 from .machine import Basic, Choices, Machine, Snapshot
-from .outcome import LIVELOCK, Bounds, Found, Outcome
+from .outcome import LIVELOCK, Bounds, Found, Outcome, Progress
 from .window import race_between
 
 Footprint: TypeAlias = tuple[int, int, int]
@@ -66,19 +66,6 @@ class Options:
             "eager freeing": self.eager,
         }
         return tuple(name for name, used in parts.items() if used)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a running search is."""
-
-    states: int
-    transitions: int
-    executions: int
-    depth: int
-    found: int
-    fraction: float
-    """Estimated share of the work that is done: the weight of the finished branches on the current path."""
 
 
 def independent(one: Footprint, other: Footprint) -> bool:

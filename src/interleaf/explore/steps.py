@@ -46,7 +46,7 @@ from .bounded import deadlock
 from .footprint import NOTHING, Footprint, LockModes, Watched, turns
 from .livelock import alternatives, spinning
 from .machine import Choices, Machine, Snapshot
-from .outcome import LIVELOCK, Bounds, Found, Outcome
+from .outcome import LIVELOCK, Bounds, Found, Outcome, Progress
 from .path import Event, Path, Round
 from .scout import scout
 from .waits import NewWait, Wait, Waits
@@ -118,7 +118,8 @@ class StepSearch:
 
     `final` looks at the states in which all tasks have ended and returns what it finds violated. Without
     `discipline`, the lock reduction of the machine is not used, and every marked or racy access is a scheduling
-    point. Honoured bounds: executions, seconds, and steps in one execution.
+    point. `progress` is called now and then, and may raise to end the search. Honoured bounds: executions, seconds,
+    and steps in one execution.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class StepSearch:
         *,
         bounds: Bounds | None = None,
         final: Final | None = None,
+        progress: Callable[[Progress], None] | None = None,
         discipline: bool = True,
         foresight: bool = True,
         eager: bool = True,
@@ -137,6 +139,7 @@ class StepSearch:
         if self.bounds.states is not None or self.bounds.preemptions is not None:
             raise ModelError("the search over steps cannot honour a bound on states or preemptions: leave it out.")
         self.final = final
+        self.progress = progress
         self.stop_at_first = stop_at_first
         self.world = World(seed)
         self.machine = _Machine(self.world, setup, reduce=discipline, foresight=discipline and foresight)
@@ -304,7 +307,7 @@ class StepSearch:
         outcome = self.outcome
         outcome.transitions += 1
         if outcome.transitions & 255 == 0:
-            self._bound_seconds()
+            self._tick()
         frame.wanted |= 1 << task
         frame.todo.extend(alternatives(choices, machine.branches))
         journal = machine.memory.journal[frame.snapshot.mark :]
@@ -325,7 +328,9 @@ class StepSearch:
         for position in dependent:
             past |= path.events[position].past | 1 << position
         causes = path.causes(node, dependent, freeing)
-        spoilt = any(event.spoilt and causes >> position & 1 for position, event in enumerate(path.events))
+        spoilt = frame.spoilt != 0 and any(
+            event.spoilt and causes >> position & 1 for position, event in enumerate(path.events)
+        )
         old = frame.snapshot.nodes
         started = [
             child
@@ -452,6 +457,36 @@ class StepSearch:
             if new and self.stop_at_first:
                 raise _Stop("stopped at the first violation")
 
-    def _bound_seconds(self) -> None:
+    def _tick(self) -> None:
         if self.bounds.seconds is not None and time.monotonic() - self._began > self.bounds.seconds:
             raise _Stop(f"the bound of {self.bounds.seconds:g} seconds was reached")
+        if self.progress is not None:
+            outcome = self.outcome
+            self.progress(
+                Progress(0, outcome.transitions, outcome.executions, outcome.depth, len(outcome.found), self.fraction())
+            )
+
+    def fraction(self) -> float:
+        """Share of the search tree that is finished, each branch of a state counted as equally large (Knuth 1975).
+
+        As far as it is known: branches are still being added, so it may become smaller.
+        """
+        share = 1.0
+        done = 0.0
+        for frame in self.stack:
+            if frame.running < 0:
+                break
+            over = sum(1 for task in frame.sleep if frame.wanted >> task & 1)
+            left = sum(
+                1
+                for task, node in enumerate(frame.snapshot.nodes)
+                if node is not None
+                and frame.wanted >> task & 1
+                and task != frame.running
+                and task not in frame.sleep
+                and task not in frame.waiting
+            )
+            share /= over + 1 + left
+            done += share * over
+            share /= 1 + len(frame.todo)
+        return min(done, 1.0)

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from interleaf.check import Cell, Request
-from interleaf.explore.states import Progress
+from interleaf.explore.outcome import Progress
 from interleaf.explore.verdict import Status
 from interleaf.worker import Result
 
