@@ -41,7 +41,7 @@ from interleaf.runtime import ModelError
 
 from . import claims, lifecycle, memslots, notifiers, vcpus, walks
 from .scenario import Parameter, Scenario, scenario, scenarios_of
-from .stage import DUMMY_GFN, DUMMY_HVA, FAR_GFN, GUEST_HVA, destroy_after, load_roots, make_vm, populate
+from .stage import DUMMY_GFN, DUMMY_HVA, FAR_GFN, GUEST_HVA, HUGE_HVA, destroy_after, load_roots, make_vm, populate
 
 
 def library() -> dict[str, Scenario]:
@@ -104,6 +104,7 @@ __all__ = [
     "DUMMY_HVA",
     "FAR_GFN",
     "GUEST_HVA",
+    "HUGE_HVA",
     "Parameter",
     "Scenario",
     "destroy_after",

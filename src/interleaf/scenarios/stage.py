@@ -6,17 +6,22 @@ each are above it; they are there to be deleted, which invalidates all roots, an
 
 from __future__ import annotations
 
+from interleaf.hw.page_table import PG_LEVEL_2M, pages_per_entry
+from interleaf.hw.platform import EPT, Platform
 from interleaf.kvm.design import Design
-from interleaf.kvm.kvm_host import Kvm
+from interleaf.kvm.kvm_host import DEFAULT_PARAMS, Kvm, KvmParams
 from interleaf.kvm.memslots import kvm_create_memslot
 from interleaf.kvm.mmu import kvm_mmu_reload
 from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, write
 from interleaf.kvm.vm import kvm_create_vm, kvm_put_kvm, kvm_vm_ioctl_create_vcpu
-from interleaf.mm.mm import mm_alloc, mmap
+from interleaf.mm.mm import Kind, mm_alloc, mmap
 from interleaf.runtime import Task, join, spawn
 
 GUEST_HVA = 0x100
 """Where memslot 0 is in the address space, in pages: gfn base_gfn + n is at hva GUEST_HVA + n."""
+
+HUGE_HVA = 0x400
+"""Where it is instead if it is a huge page."""
 
 DUMMY_GFN = 0x1000
 DUMMY_HVA = 0x200
@@ -27,19 +32,33 @@ before the first entry, because it has not made any progress by then."""
 
 
 def make_vm(
-    design: Design, *, vcpus: int = 1, pages: int = 1, dummies: int = 0, threads: int = 1, base_gfn: int = 0
+    design: Design,
+    *,
+    vcpus: int = 1,
+    pages: int = 1,
+    dummies: int = 0,
+    threads: int = 1,
+    base_gfn: int = 0,
+    huge: bool = False,
+    platform: Platform = EPT,
+    params: KvmParams = DEFAULT_PARAMS,
 ) -> Kvm:
     """A VM with `vcpus` vCPUs, `pages` pages of guest memory in memslot 0, and the memslots 1 … `dummies`.
 
-    The guest memory is at the gfns from `base_gfn` on, which are then `kvm.gfns`. `threads` is how many threads the
+    The guest memory is at the gfns from `base_gfn` on, which are then `kvm.gfns`. With `huge` they are the first ones
+    of a huge page of 2 MiB, which the memslot consists of, and which is at HUGE_HVA. `threads` is how many threads the
     process has; each must leave by mmput() before the address space goes away.
     """
     mm = mm_alloc(threads)
-    mmap(mm, GUEST_HVA, pages)
-    kvm = kvm_create_vm(design, mm, tuple(range(base_gfn, base_gfn + pages)))
+    hva, npages = (HUGE_HVA, pages_per_entry(PG_LEVEL_2M)) if huge else (GUEST_HVA, pages)
+    if huge:
+        mmap(mm, hva, npages, Kind.ANONYMOUS, level=PG_LEVEL_2M, hvas=tuple(range(hva, hva + pages)))
+    else:
+        mmap(mm, hva, npages)
+    kvm = kvm_create_vm(design, mm, tuple(range(base_gfn, base_gfn + pages)), platform, params)
     for _ in range(vcpus):
         kvm_vm_ioctl_create_vcpu(kvm)
-    kvm_create_memslot(kvm, 0, base_gfn, pages, GUEST_HVA)
+    kvm_create_memslot(kvm, 0, base_gfn, npages, hva)
     for dummy in range(dummies):
         mmap(mm, DUMMY_HVA + dummy, 1)
         kvm_create_memslot(kvm, 1 + dummy, DUMMY_GFN + dummy, 1, DUMMY_HVA + dummy)
