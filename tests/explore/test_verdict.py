@@ -106,3 +106,9 @@ def test_a_property_that_consists_of_rules_is_as_vacuous_and_as_incomplete_as_th
     assert verdict["I14"] is Status.VACUOUS
     verdict = dict(judge(SUBJECT, [complete("steps")], ("I13",), Bounds(), 1, MADE_OF).properties)
     assert verdict["I13"] is Status.INCOMPLETE
+
+
+def test_what_only_the_order_of_events_shows_is_no_disagreement() -> None:
+    race = Found(Violation("use-after-free", "nothing orders the freeing and the use"), (), race=True)
+    verdict = judge(SUBJECT, [complete("states", found=(race,)), complete("steps")], ("I1",), Bounds(), 1)
+    assert verdict.status is Status.VIOLATED
