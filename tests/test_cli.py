@@ -193,12 +193,48 @@ def test_an_encoding_without_symbols_is_no_trouble() -> None:
     assert "x violated" in output
 
 
-@pytest.mark.parametrize("what", ["scenarios", "designs", "properties", "rules"])
-def test_lists(what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        ("scenarios", "fault-vs-unmap"),
+        ("designs", "v6.12"),
+        ("properties", "I1"),
+        ("bugs", "B01  A notifier does not see invalid roots (use-after-free)"),
+    ],
+)
+def test_lists(what: str, line: str) -> None:
     code, output, _ = interleaf("list", what)
     assert code == 0
-    expected = {"scenarios": "fault-vs-unmap", "designs": "v6.12", "properties": "I1", "rules": "notifier-retry"}
-    assert expected[what] in output.splitlines()
+    assert line in output.splitlines()
+
+
+def test_rules_are_a_table_with_designs_across() -> None:
+    code, output, _ = interleaf("list", "rules")
+    assert code == 0
+    lines = output.splitlines()
+    designs = [line.split()[-1] for line in lines[: lines.index(" | | | | | | | v6.4") + 2]]
+    assert designs[0] == "v5.13"
+    assert designs[-1] == "v6.12"
+    [row] = [line for line in lines if "iter-yielded (" in line]
+    marks = dict(zip(designs, row.partition("  ")[0].split(), strict=True))
+    assert marks["v5.13"] == marks["off-list"] == "."
+    assert marks["v5.16"] == marks["v6.12"] == "+"
+
+
+def test_a_bug_is_put_back_where_it_shows() -> None:
+    code, output, _ = interleaf("check", "--bug", "B21")
+    assert code == 1
+    assert "unmap-in-two-roots on v6.12 bug B21: violated" in output
+
+
+def test_rules_and_functions_are_changed() -> None:
+    code, output, _ = interleaf(
+        "check", "unmap-in-two-roots", "--design", "v5.18", "--swap", "kvm_tdp_mmu_zap_all=off-list", "--with",
+        "zap-small-first", "--drop", "flush-across-roots",
+    )  # fmt: skip
+    assert code == 1
+    changes = "v5.18 with zap-small-first swap kvm_tdp_mmu_zap_all=off-list"
+    assert f"unmap-in-two-roots on {changes} without flush-across-roots: violated" in " ".join(output.split())
 
 
 def test_help_tells_the_exit_codes() -> None:
@@ -214,6 +250,12 @@ def test_help_tells_the_exit_codes() -> None:
         (("missing.py",), "there is no scenario file 'missing.py'"),
         (("--design", "v6.13"), "there is no design 'v6.13'; there are v5.13, v5.16"),
         (("--design", "missing.py:Mine"), "there is no design file 'missing.py'"),
+        (("--with", "notifier-retri"), "there is no rule 'notifier-retri'; did you mean notifier-retry"),
+        (("--with", "notifier-retry"), "there is no design in which with notifier-retry changes anything"),
+        (("--bug", "B99"), "there is no bug 'B99'; did you mean"),
+        (("--swap", "kvm_tdp_mmu_put_root"), "expected FUNCTION=DESIGN"),
+        (("--swap", "kvm_tdp_mmu_put_root=v9"), "there is no design 'v9'"),
+        (("--swap", "put_root=v5.18"), "designs have no function 'put_root'; there are: "),
         (("--drop", "notifier-retri"), "there is no rule 'notifier-retri'; did you mean notifier-retry"),
         (
             ("--design", "v6.12", "--drop", "notifier-retri"),

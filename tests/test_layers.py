@@ -51,6 +51,7 @@ MAY_IMPORT["checking"] = frozenset(MAY_IMPORT)
 MAY_IMPORT["deciding"] = frozenset(MAY_IMPORT)
 MAY_IMPORT["showing"] = frozenset(MAY_IMPORT)
 MAY_IMPORT["tracing"] = frozenset(MAY_IMPORT)
+MAY_IMPORT["listing"] = frozenset(MAY_IMPORT)
 # These stand on top: they may import anything, and nothing below may import them.
 MAY_IMPORT["pytest_plugin"] = frozenset(MAY_IMPORT)
 MAY_IMPORT["cli"] = frozenset(MAY_IMPORT)

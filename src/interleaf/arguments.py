@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from interleaf import designs, scenarios
+from interleaf import bugs, designs, scenarios
 from interleaf.check import ENGINES, Request
 from interleaf.explore.outcome import Bounds
-from interleaf.kvm.design import RULES
+from interleaf.kvm.design import RULES, Design, functions
 from interleaf.runtime import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What is to be different in each of the designs, done in this order."""
+
+    with_: Sequence[str] = ()
+    """Rules to follow."""
+    swap: Sequence[str] = ()
+    """FUNCTION=DESIGN: functions to take from other designs."""
+    bugs: Sequence[str] = ()
+    """Bugs of the catalogue to put back."""
+    drop: Sequence[str] = ()
+    """Rules to leave out."""
+
+    @property
+    def words(self) -> str:
+        """All but `drop`, as they are written after a design."""
+        named = (("with", self.with_), ("swap", self.swap), ("bug", self.bugs))
+        return "".join(f" {word} {name}" for word, names in named for name in names)
 
 
 class Refused(Exception):
@@ -20,7 +41,7 @@ class Refused(Exception):
 def requests_for(
     scenario_specs: Sequence[str],
     design_specs: Sequence[str],
-    dropped: Sequence[str],
+    changes: Changes,
     engine: str,
     bounds: Bounds,
     seed: int | None,
@@ -30,31 +51,65 @@ def requests_for(
     _expect_engine_honours(engine, bounds, seed)
     parameters = tuple(_setting(text) for text in settings)
     try:
-        rows = list(dict.fromkeys(scenario_specs)) or list(scenarios.library())
-        columns = list(dict.fromkeys(design_specs)) or _designs_that_obey(dropped)
+        rows = list(dict.fromkeys(scenario_specs)) or _scenarios_for(changes)
+        columns = [f"{spec}{changes.words}" for spec in dict.fromkeys(design_specs) or _designs_for(changes)]
         for row in rows:
             _expect_scenario(row, parameters)
         for column in columns:
-            _expect_design(column, dropped)
+            _expect_design(column, changes.drop)
     except ModelError as error:
         raise Refused(str(error)) from error
     return [
-        Request(row, column, tuple(dropped), engine, bounds, 1 if seed is None else seed, parameters)
+        Request(row, column, tuple(changes.drop), engine, bounds, 1 if seed is None else seed, parameters)
         for row in rows
         for column in columns
     ]
 
 
-def _designs_that_obey(rules: Sequence[str]) -> list[str]:
-    """The designs of the library from which all of `rules` can be dropped."""
-    library = designs.library()
-    for name in rules:
+def _scenarios_for(changes: Changes) -> list[str]:
+    """All scenarios of the library; where bugs are put back, those that show them."""
+    telling = [scenario for id in changes.bugs for scenario in _bug(id).scenarios]
+    return list(dict.fromkeys(telling)) or list(scenarios.library())
+
+
+def _designs_for(changes: Changes) -> list[str]:
+    """The designs of the library in which the changes can be made; where bugs are put back, those that they are shown
+    on."""
+    if changes.bugs:
+        return list(dict.fromkeys(_bug(id).design for id in changes.bugs))
+    for name in (*changes.drop, *changes.with_):
         if name not in RULES:
             raise Refused(f"there is no rule {name!r}; {_near(name, sorted(RULES))}")
-    found = [name for name, design in library.items() if design.rules.issuperset(rules)]
+    library = designs.library()
+    found = [
+        name
+        for name, design in library.items()
+        if (design.rules | set(changes.with_)).issuperset(changes.drop)
+        and design.rules.isdisjoint(changes.with_)
+        and all(_differs(design, swap) for swap in changes.swap)
+    ]
+    if not found and not changes.with_ and not changes.swap:
+        raise Refused(f"no design follows all of the rules {', '.join(changes.drop)}.")
     if not found:
-        raise Refused(f"no design follows all of the rules {', '.join(rules)}.")
+        raise Refused(f"there is no design in which{changes.words} changes anything.")
     return found
+
+
+def _differs(design: Design, swap: str) -> bool:
+    """Would a function that is taken from another design be another one?"""
+    function, equals, other = swap.partition("=")
+    if not equals:
+        raise Refused(f"--swap {swap}: expected FUNCTION=DESIGN, such as kvm_tdp_mmu_put_root=v5.18.")
+    if function not in functions():
+        raise Refused(f"designs have no function {function!r}; {_near(function, functions())}")
+    return getattr(designs.named(other), function) is not getattr(design, function)
+
+
+def _bug(id: str) -> bugs.Bug:
+    library = bugs.library()
+    if id not in library:
+        raise Refused(f"there is no bug {id!r}; {_near(id.upper(), list(library))}")
+    return library[id]
 
 
 def _expect_engine_honours(engine: str, bounds: Bounds, seed: int | None) -> None:
@@ -95,7 +150,7 @@ def _expect_design(spec: str, dropped: Sequence[str]) -> None:
         if not Path(file).is_file():
             raise Refused(f"there is no design file {file!r}.")
         return
-    design = designs.load(spec)
+    design = bugs.load(spec)
     for rule in dropped:
         design = design.without(rule)
 

@@ -15,7 +15,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from interleaf import designs, scenarios
+from interleaf import bugs, scenarios
 from interleaf.explore.bounded import BoundedSearch, shortest
 from interleaf.explore.hunt import Hunt
 from interleaf.explore.outcome import Bounds, Found, Outcome, Progress
@@ -44,7 +44,7 @@ class Request:
     scenario: str
     """Name in the library, or path/file.py or path/file.py:name."""
     design: str
-    """Name in the library, or path/file.py:Name."""
+    """Name in the library, or path/file.py:Name, with changes (see `designs.changed`)."""
     dropped: tuple[str, ...] = ()
     """Rules of the design that are left out."""
     engine: str = "states"
@@ -97,7 +97,7 @@ class Cell:
 def program(request: Request) -> tuple[Scenario, Design, Callable[[], object]]:
     """The scenario, the design and the set-up function of a request. Raises ModelError for what is not there."""
     scenario = scenarios.load(request.scenario)
-    design = designs.load(request.design)
+    design = bugs.load(request.design)
     for name in request.dropped:
         design = design.without(name)
     return scenario, design, functools.partial(scenario.setup, design, **dict(request.parameters))
@@ -209,7 +209,7 @@ def _stories(
 def digest_of(request: Request) -> str:
     """A digest of all code that a verdict depends on: the model, the library, and the user's own files."""
     digest = hashlib.sha256()
-    for folder in ("runtime", "linux", "hw", "mm", "kvm", "designs", "properties", "scenarios"):
+    for folder in ("runtime", "linux", "hw", "mm", "kvm", "designs", "properties", "scenarios", "bugs"):
         for path, text in _sources(resources.files("interleaf") / folder, folder):
             digest.update(f"{path}\0".encode())
             digest.update(text)

@@ -34,6 +34,7 @@ class Listed(enum.StrEnum):
     SCENARIOS = "scenarios"
     DESIGNS = "designs"
     PROPERTIES = "properties"
+    BUGS = "bugs"
     RULES = "rules"
 
 
@@ -63,6 +64,21 @@ def check(
     ] = None,
     drop: Annotated[
         list[str] | None, typer.Option(metavar="RULE", help="Leave a rule of the designs out; may be repeated.")
+    ] = None,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="RULE", help="Let the designs follow a rule more; may be repeated."),
+    ] = None,
+    swap: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FUNCTION=D", help="Take a function from another design; may be repeated."),
+    ] = None,
+    bug: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID",
+            help="Put a bug of the catalogue back, where it shows unless you say where; may be repeated.",
+        ),
     ] = None,
     engine: Annotated[
         str, typer.Option(help="states: proof; steps: second opinion; both: they must agree; hunt: random schedules.")
@@ -95,7 +111,7 @@ def check(
     ] = False,
 ) -> None:
     """Check scenarios on designs: every interleaving, a verdict for each cell, a story for each finding."""
-    from interleaf.arguments import requests_for
+    from interleaf.arguments import Changes, requests_for
     from interleaf.checking import Outputs
     from interleaf.checking import check as run
     from interleaf.explore.outcome import Bounds
@@ -107,6 +123,9 @@ def check(
             "the scenarios": scenario,
             "--design": design,
             "--drop": drop,
+            "--with": with_,
+            "--swap": swap,
+            "--bug": bug,
             "--engine": None if engine == "states" else engine,
             "--preemptions": preemptions,
             "--states": states,
@@ -117,7 +136,8 @@ def check(
         expect_no_others([name for name, value in others.items() if value not in (None, [])])
         raise typer.Exit(check_claims(workers, seed, Outputs(json, findings)))
     bounds = Bounds(states, executions, seconds, preemptions)
-    requests = requests_for(scenario or [], design or [], drop or [], engine, bounds, seed, set_ or [])
+    changes = Changes(with_ or [], swap or [], bug or [], drop or [])
+    requests = requests_for(scenario or [], design or [], changes, engine, bounds, seed, set_ or [])
     raise typer.Exit(run(requests, workers, Outputs(json, findings)))
 
 
@@ -139,10 +159,10 @@ def list_(
     what: Annotated[Listed, typer.Argument(help="What to list.")],
 ) -> None:
     """List what there is to check, and what is checked."""
-    from interleaf.showing import names_of
+    from interleaf.listing import lines_of
 
-    for name, text in names_of(what):
-        typer.echo(f"{name}\n    {text}")
+    for line in lines_of(what):
+        typer.echo(line)
 
 
 def main() -> None:

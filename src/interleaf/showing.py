@@ -1,4 +1,4 @@
-"""The commands `interleaf show` and `interleaf list`."""
+"""The command `interleaf show`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from pathlib import Path
 
 from rich.text import Text
 
-from interleaf import designs, scenarios
 from interleaf.arguments import Refused
 from interleaf.check import Request, digest_of, program
 from interleaf.checking import UNUSABLE, VIOLATED, narrated
-from interleaf.kvm.design import RULES
-from interleaf.properties import PROPERTIES
 from interleaf.report.document import Unreadable, read_finding
 from interleaf.report.matrix import console_for
 from interleaf.report.story import WIDTH, tell
@@ -44,22 +41,3 @@ def show(path: Path, number: int | None) -> int:
         complaints.print(Text(f"interleaf: {text}", style="bold yellow"), soft_wrap=True)
         return UNUSABLE
     return VIOLATED
-
-
-def names_of(what: str) -> list[tuple[str, str]]:
-    """What `list` lists: names, each with a sentence."""
-    library = designs.library()
-    match what:
-        case "scenarios":
-            return [(name, scenario.title) for name, scenario in scenarios.library().items()]
-        case "designs":
-            return [(name, design.summary) for name, design in library.items()]
-        case "properties":
-            return [(name, known.text) for name, known in PROPERTIES.items()]
-        case "rules":
-            followed = {name: [design.name for design in library.values() if name in design.rules] for name in RULES}
-            return [
-                (name, f"{known.text} [{', '.join(followed[name]) or 'no design'}]")
-                for name, known in sorted(RULES.items())
-            ]
-    raise Refused(f"there is no list of {what}.")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from interleaf.designs import OFF_LIST, V5_13, V5_16, V5_18, V6_12, library, load
-from interleaf.kvm.design import RULES, Design, Rule, rule
+from interleaf.kvm.design import RULES, Design, Rule, functions, rule
 from interleaf.runtime import ModelError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_roots.py"
@@ -112,9 +112,25 @@ def test_designs_are_found_by_name_with_rules_changed() -> None:
     assert load(changed.name) == changed
 
 
+def test_a_function_is_taken_from_another_design() -> None:
+    swapped = load("v6.12 swap kvm_tdp_mmu_put_root=v5.18 without iter-yielded")
+    assert swapped.kvm_tdp_mmu_put_root is V5_18.kvm_tdp_mmu_put_root
+    assert swapped.kvm_tdp_mmu_zap_all is V6_12.kvm_tdp_mmu_zap_all
+    assert load(swapped.name) == swapped
+
+
+def test_the_functions_in_which_designs_may_differ_are_known() -> None:
+    assert "tdp_mmu_next_root" in functions()
+    assert not {"name", "rules", "removed_spte", "obeys"} & set(functions())
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [
+        ("v6.12 swap tdp_mmu_put_root=v5.18", "no function 'tdp_mmu_put_root'. Did you mean kvm_tdp_mmu_put_root"),
+        ("v6.12 swap kvm_tdp_mmu_put_root", "expected FUNCTION=DESIGN"),
+        ("v6.12 swap kvm_tdp_mmu_put_root=v6.1", "v6.12 and v6.1 have the same kvm_tdp_mmu_put_root"),
+        ("v6.12 swap kvm_tdp_mmu_put_root=v7", "no design 'v7'"),
         ("v5.81", r"no design 'v5\.81'; there are v5\.13, .*Did you mean v5\.18\?"),
         ("off-list minus rcu-list-del", "is no design: after its name"),
         ("off-list without", "is no design: after its name"),

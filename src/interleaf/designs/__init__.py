@@ -2,15 +2,18 @@
 
 Each says what differs from its newer neighbour and nothing else; v6.12 is what `interleaf.kvm` has as it is.
 
-`load` finds one by what a user types: a name (`v5.18`), a name with rules dropped or added (`off-list without
-rcu-list-del`), or a file with a design in it (`mine.py:MyRoots`).
+`load` finds one by what a user types: a name (`v5.18`) or a file with a design in it (`mine.py:MyRoots`), with rules
+dropped or added (`off-list without rcu-list-del`), functions taken from other designs (`v6.12 swap
+kvm_tdp_mmu_put_root=v5.18`), and bugs put back (`v6.12 bug B21`).
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from interleaf.kvm.design import Design
 from interleaf.runtime import ModelError
@@ -35,8 +38,10 @@ __all__ = [
     "V6_1",
     "V6_4",
     "V6_12",
+    "changed",
     "library",
     "load",
+    "named",
 ]
 
 
@@ -46,18 +51,56 @@ def library() -> dict[str, Design]:
     return {design.name: design for design in designs}
 
 
-def load(what: str) -> Design:
-    """The design that `what` says: NAME or FILE.py:NAME, followed by any number of "without RULE" or "with RULE".
+Bugs = Mapping[str, Callable[[Design], Design]]
+"""By id: what puts a bug back into a design."""
 
-    Raises ModelError if there is none, saying what there is.
+NO_BUGS: Bugs = MappingProxyType({})
+
+
+def load(what: str, bugs: Bugs = NO_BUGS) -> Design:
+    """The design that `what` says: NAME or FILE.py:NAME, followed by changes (see `changed`).
+
+    Raises ModelError if there is no such thing, saying what there is.
     """
-    base, *changes = what.split()
-    if len(changes) % 2 or any(word not in ("with", "without") for word in changes[::2]):
-        raise ModelError(f'{what!r} is no design: after its name there may only be "without RULE" or "with RULE".')
-    design = _from_file(base) if ".py" in base else _from_library(base)
-    for how, name in zip(changes[::2], changes[1::2], strict=True):
-        design = design.without(name) if how == "without" else design.adding(name)
+    base, _, changes = what.strip().partition(" ")
+    return changed(named(base), changes, bugs)
+
+
+def changed(design: Design, changes: str, bugs: Bugs = NO_BUGS) -> Design:
+    """The design with any number of changes, done from left to right: "without RULE", "with RULE", "swap
+    FUNCTION=DESIGN", or "bug ID" for one of `bugs`. Raises ModelError for anything else."""
+    words = changes.split()
+    if len(words) % 2 or any(word not in ("with", "without", "swap", "bug") for word in words[::2]):
+        raise ModelError(
+            f"{f'{design.name} {changes}'!r} is no design: after its name there may only be "
+            '"without RULE", "with RULE", "swap FUNCTION=DESIGN" or "bug ID".'
+        )
+    for how, name in zip(words[::2], words[1::2], strict=True):
+        match how:
+            case "without":
+                design = design.without(name)
+            case "with":
+                design = design.adding(name)
+            case "swap":
+                design = _swapped(design, name)
+            case "bug":
+                if name not in bugs:
+                    close = difflib.get_close_matches(name.upper(), bugs, 3) or bugs or ["none here"]
+                    raise ModelError(f"there is no bug {name!r}. Did you mean {', '.join(close)}?")
+                design = bugs[name](design)
     return design
+
+
+def named(what: str) -> Design:
+    """The design NAME or FILE.py:NAME. Raises ModelError if there is none, saying what there is."""
+    return _from_file(what) if ".py" in what else _from_library(what)
+
+
+def _swapped(design: Design, what: str) -> Design:
+    function, equals, other = what.partition("=")
+    if not equals:
+        raise ModelError(f"swap {what!r}: expected FUNCTION=DESIGN, such as kvm_tdp_mmu_put_root=v5.18.")
+    return design.swapping(function, named(other))
 
 
 def _from_library(name: str) -> Design:

@@ -6,6 +6,7 @@ from interleaf.kvm.kvm_host import Kvm, KvmGfnRange, KvmMmuPage
 from interleaf.kvm.page_fault import STALE_ROOT_CHECK
 from interleaf.kvm.tdp.changed import REMOVED_PT_FLUSH_START
 from interleaf.kvm.tdp.iter import ITER_YIELDED
+from interleaf.kvm.tdp.unmap import carried
 from interleaf.linux.list import list_for_each_entry
 from interleaf.linux.lockdep import lockdep_assert_held_write
 from interleaf.runtime import routine
@@ -20,7 +21,9 @@ def kvm_tdp_mmu_unmap_gfn_range(kvm: Kvm, range_: KvmGfnRange, flush: bool) -> b
     lockdep_assert_held_write(kvm.mmu_lock)
     for root in list_for_each_entry(kvm.tdp_mmu_roots, KvmMmuPage):
         if root.role.as_id == range_.slot.as_id:
-            flush = zap_gfn_range(kvm, root, range_.start, range_.end, range_.may_block, flush, False)
+            handed, kept = carried(kvm, flush)
+            flush = zap_gfn_range(kvm, root, range_.start, range_.end, range_.may_block, handed, False) or kept
+            del handed, kept
     return flush
 
 

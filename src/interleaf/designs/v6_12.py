@@ -54,6 +54,9 @@ RULES = (
     ZAP_SMALL_FIRST,
     roots.NEXT_ROOT_RCU,
     roots.ROOTS_UNDER_READ_LOCK,
+    unmap.FLUSH_ACROSS_ROOTS,
+    unmap.FLUSH_BEFORE_YIELD,
+    unmap.UNMAP_INVALID_ROOTS,
 )
 
 V6_12 = Design(

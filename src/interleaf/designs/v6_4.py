@@ -13,6 +13,7 @@ from interleaf.kvm.tdp.ghost import TDP_MMU, WORK
 from interleaf.kvm.tdp.link import tdp_mmu_alloc_sp
 from interleaf.kvm.tdp.references import hands_over, root_invalidated, takes_reference
 from interleaf.kvm.tdp.split import SPLIT_ALLOCATES_UNLOCKED
+from interleaf.kvm.tdp.unmap import carried
 from interleaf.kvm.tdp.wrprot import WRPROT_VALID_ROOTS
 from interleaf.kvm.tdp.zap import SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST, tdp_mmu_zap_leafs, tdp_mmu_zap_root
 from interleaf.kvm.zap import SLOT_ZAP_QUIRK
@@ -142,7 +143,9 @@ def kvm_tdp_mmu_zap_leafs(kvm: Kvm, start: int, end: int, flush: bool) -> bool:
     root = tdp_mmu.tdp_mmu_next_root(kvm, None, False, False)
     while root is not None:
         checkpoint()
-        flush = tdp_mmu_zap_leafs(kvm, root, start, end, True, flush)
+        handed, kept = carried(kvm, flush)
+        flush = tdp_mmu_zap_leafs(kvm, root, start, end, True, handed) or kept
+        del handed, kept
         root = tdp_mmu.tdp_mmu_next_root(kvm, root, False, False)
     return flush
 

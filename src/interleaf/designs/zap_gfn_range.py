@@ -12,7 +12,8 @@ from interleaf.kvm.tdp.iter import tdp_iter_next, tdp_iter_start
 from interleaf.kvm.tdp.references import root_zapped
 from interleaf.kvm.tdp.spte import is_last_spte, is_shadow_present_pte
 from interleaf.kvm.tdp.tdp_mmu import tdp_mmu_next_root, tdp_mmu_next_root_of
-from interleaf.kvm.tdp.zap import MAX_GFN, tdp_mmu_iter_cond_resched
+from interleaf.kvm.tdp.unmap import carried
+from interleaf.kvm.tdp.zap import FLUSH_IN_RCU, MAX_GFN, tdp_mmu_iter_cond_resched
 from interleaf.kvm.tlb import kvm_flush_remote_tlbs
 from interleaf.linux.rcu import rcu_read_lock, rcu_read_unlock
 from interleaf.runtime import checkpoint, routine
@@ -23,8 +24,8 @@ def zap_gfn_range(kvm: Kvm, root: KvmMmuPage, start: int, end: int, can_yield: b
     """Zap what maps gfns start <= gfn < end, and the tables that cover nothing else.
 
     For all gfns it zaps the entries of the root only, each with everything below. `flush`: a TLB flush is pending
-    already. Returns whether one is pending afterwards; an atomic zap flushes by itself. mmu_lock held: for read
-    if `shared`, else for write.
+    already. Returns whether one is pending afterwards; an atomic zap flushes by itself, and a design that flushes in
+    RCU readers does so before this returns. mmu_lock held: for read if `shared`, else for write.
     """
     zap_all = start == 0 and end >= MAX_GFN
     nonpresent = kvm.design.shadow_nonpresent_value
@@ -52,6 +53,9 @@ def zap_gfn_range(kvm: Kvm, root: KvmMmuPage, start: int, end: int, can_yield: b
         it = tdp_iter_next(kvm, it)
     if zap_all:
         root_zapped(root)
+    if flush and kvm.design.obeys(FLUSH_IN_RCU):
+        kvm_flush_remote_tlbs(kvm)
+        flush = False
     rcu_read_unlock()
     return flush
 
@@ -69,7 +73,9 @@ def kvm_tdp_mmu_unmap_gfn_range(kvm: Kvm, range_: KvmGfnRange, flush: bool) -> b
     root = tdp_mmu_next_root_of(kvm, None, as_id, False, False)
     while root is not None:
         checkpoint()
-        flush = zap_gfn_range(kvm, root, range_.start, range_.end, range_.may_block, flush, False)
+        handed, kept = carried(kvm, flush)
+        flush = zap_gfn_range(kvm, root, range_.start, range_.end, range_.may_block, handed, False) or kept
+        del handed, kept
         root = tdp_mmu_next_root_of(kvm, root, as_id, False, False)
     return flush
 
@@ -80,7 +86,9 @@ def kvm_tdp_mmu_zap_leafs(kvm: Kvm, start: int, end: int, flush: bool) -> bool:
     root = tdp_mmu_next_root(kvm, None, False, False)
     while root is not None:
         checkpoint()
-        flush = zap_gfn_range(kvm, root, start, end, True, flush, False)
+        handed, kept = carried(kvm, flush)
+        flush = zap_gfn_range(kvm, root, start, end, True, handed, False) or kept
+        del handed, kept
         root = tdp_mmu_next_root(kvm, root, False, False)
     return flush
 

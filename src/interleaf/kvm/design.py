@@ -29,17 +29,19 @@ class Rule:
     """What is done, and why, in one sentence."""
     commit: str
     """The kernel commit (or mail) that introduced it."""
+    removed: str = ""
+    """The kernel commit (or version, or mail) that took it out again; empty if nothing has."""
 
 
 RULES: dict[str, Rule] = {}
 """Every rule that any imported module declares, by name."""
 
 
-def rule(name: str, text: str, commit: str) -> Rule:
+def rule(name: str, text: str, commit: str, removed: str = "") -> Rule:
     """Declare a rule, beside the code that follows it. A name can be declared once only."""
     if name in RULES:
         raise ModelError(f"the rule {name!r} is declared twice: {RULES[name].text!r} and {text!r}.")
-    declared = RULES[name] = Rule(name, text, commit)
+    declared = RULES[name] = Rule(name, text, commit, removed)
     return declared
 
 
@@ -105,6 +107,20 @@ class Design:
         others = frozenset(RULES) - self.rules
         return self._change(name, self.rules | {name}, "with", others, "already follows the rule")
 
+    def swapping(self, function: str, other: Design) -> Self:
+        """This design with one of its functions as `other` has it.
+
+        Raises ModelError if designs have no such function, or if both have the same one.
+        """
+        known = functions()
+        if function not in known:
+            close = difflib.get_close_matches(function, known, 3) or known
+            raise ModelError(f"designs have no function {function!r}. Did you mean {', '.join(close)}?")
+        if getattr(self, function) is getattr(other, function):
+            raise ModelError(f"{self.name} and {other.name} have the same {function}.")
+        changed = {"name": f"{self.name} swap {function}={other.name}", function: getattr(other, function)}
+        return dataclasses.replace(self, **changed)
+
     def derive(
         self,
         name: str,
@@ -138,3 +154,8 @@ class Design:
             close = difflib.get_close_matches(name, possible, 3) or sorted(possible)
             raise ModelError(f"there is no rule {name!r}. Did you mean {', '.join(close)}?")
         return dataclasses.replace(self, name=f"{self.name} {how} {name}", rules=rules)
+
+
+def functions() -> tuple[str, ...]:
+    """The names of the functions in which designs may differ."""
+    return tuple(field.name for field in dataclasses.fields(Design) if str(field.type).startswith("Callable["))

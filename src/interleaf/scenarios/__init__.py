@@ -41,7 +41,18 @@ from interleaf.runtime import ModelError
 
 from . import claims, lifecycle, memslots, notifiers, vcpus, walks
 from .scenario import Parameter, Scenario, scenario, scenarios_of
-from .stage import DUMMY_GFN, DUMMY_HVA, FAR_GFN, GUEST_HVA, HUGE_HVA, destroy_after, load_roots, make_vm, populate
+from .stage import (
+    DUMMY_GFN,
+    DUMMY_HVA,
+    FAR_GFN,
+    GUEST_HVA,
+    HUGE_HVA,
+    destroy_after,
+    enter_l2,
+    load_roots,
+    make_vm,
+    populate,
+)
 
 
 def library() -> dict[str, Scenario]:
@@ -108,6 +119,7 @@ __all__ = [
     "Parameter",
     "Scenario",
     "destroy_after",
+    "enter_l2",
     "library",
     "load",
     "load_roots",

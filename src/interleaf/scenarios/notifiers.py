@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from interleaf.kvm.design import Design
-from interleaf.kvm.mmu import kvm_mmu_reset_context
+from interleaf.kvm.mmu import kvm_mmu_reload, kvm_mmu_reset_context
 from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, read, write
 from interleaf.kvm.zap import set_nx_huge_pages
 from interleaf.mm.unmap import madvise_dontneed, mmput, munmap
 from interleaf.runtime import spawn
 
 from .scenario import scenario
-from .stage import FAR_GFN, GUEST_HVA, destroy_after, make_vm, populate
+from .stage import FAR_GFN, GUEST_HVA, destroy_after, enter_l2, make_vm, populate
 
 
 @scenario("The host unmaps a page while a vCPU faults on it")
@@ -50,6 +50,21 @@ def last_put_vs_unmap(design: Design, *, pages: int = 2) -> None:
     populate(kvm)
     vcpu = spawn(kvm_mmu_reset_context, kvm.vcpus[0], name="vcpu0")
     unmap = spawn(munmap, kvm.mm, GUEST_HVA, pages, name="munmap")
+    destroy_after(kvm, vcpu, unmap)
+
+
+@scenario("The host unmaps a page that one of two roots maps while a vCPU uses it")
+def unmap_in_two_roots(design: Design) -> None:
+    """Two vCPUs have roots of different roles (one of them runs a nested guest), and only one has the page mapped. The
+    notifier walks both roots, the newest first, and what it has zapped there must be flushed although there is nothing
+    to zap in the other one.
+    """
+    kvm = make_vm(design, vcpus=2)
+    enter_l2(kvm.vcpus[1])
+    kvm_mmu_reload(kvm.vcpus[1])
+    kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], write(0))
+    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], write(0), name="vcpu0")
+    unmap = spawn(munmap, kvm.mm, GUEST_HVA, 1, name="munmap")
     destroy_after(kvm, vcpu, unmap)
 
 

@@ -6,10 +6,12 @@ each are above it; they are there to be deleted, which invalidates all roots, an
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from interleaf.hw.page_table import PG_LEVEL_2M, pages_per_entry
 from interleaf.hw.platform import EPT, Platform
 from interleaf.kvm.design import Design
-from interleaf.kvm.kvm_host import DEFAULT_PARAMS, Kvm, KvmParams
+from interleaf.kvm.kvm_host import DEFAULT_PARAMS, Kvm, KvmParams, KvmVcpu
 from interleaf.kvm.memslots import kvm_create_memslot
 from interleaf.kvm.mmu import kvm_mmu_reload
 from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, write
@@ -63,6 +65,12 @@ def make_vm(
         mmap(mm, DUMMY_HVA + dummy, 1)
         kvm_create_memslot(kvm, 1 + dummy, DUMMY_GFN + dummy, 1, DUMMY_HVA + dummy)
     return kvm
+
+
+def enter_l2(vcpu: KvmVcpu) -> None:
+    """The vCPU runs a nested guest (whose hypervisor does not use two-dimensional paging): it needs a root of its own
+    role. In the set-up, before it has a root."""
+    vcpu.root_role = replace(vcpu.root_role, guest_mode=True)
 
 
 def load_roots(kvm: Kvm) -> None:

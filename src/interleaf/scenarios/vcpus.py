@@ -6,6 +6,7 @@ from interleaf.kvm.design import Design
 from interleaf.kvm.kvm_host import KvmVcpu
 from interleaf.kvm.mmu import kvm_mmu_reload, kvm_mmu_reset_context
 from interleaf.kvm.vcpu import GuestAccess, kvm_arch_vcpu_ioctl_run, write
+from interleaf.kvm.zap import set_nx_huge_pages
 from interleaf.runtime import spawn
 
 from .scenario import scenario
@@ -56,3 +57,15 @@ def _storm(vcpu: KvmVcpu, rounds: int, accesses: tuple[GuestAccess, ...]) -> Non
         kvm_mmu_reset_context(vcpu)
         kvm_mmu_reload(vcpu)
         kvm_arch_vcpu_ioctl_run(vcpu, *accesses)
+
+
+@scenario("A vCPU puts its root while the administrator writes nx_huge_pages")
+def reset_vs_nx_huge_pages(design: Design) -> None:
+    """All roots are invalidated and zapped, and a vCPU puts its reference on its root: before, meanwhile or afterwards.
+    One of the two puts the last one; none may be lost, and none put twice.
+    """
+    kvm = make_vm(design)
+    populate(kvm)
+    nx = spawn(set_nx_huge_pages, name="nx")
+    vcpu = spawn(kvm_mmu_reset_context, kvm.vcpus[0], name="vcpu0")
+    destroy_after(kvm, nx, vcpu)

@@ -32,8 +32,8 @@ FORWARD_PROGRESS = rule(
 )
 FLUSH_IN_RCU = rule(
     "flush-before-rcu-unlock",
-    "A walk that yields flushes before it leaves its RCU reader, so that a table that it has removed is not freed "
-    "while the hardware may still walk it.",
+    "A walk flushes before it leaves its RCU reader, so that a table that it has removed is not freed while the "
+    "hardware may still walk it.",
     "bd29677952fa",
 )
 ZAP_SMALL_FIRST = rule(

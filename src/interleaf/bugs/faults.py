@@ -1,0 +1,7 @@
+"""Bugs between page faults, notifiers and memslots."""
+
+from __future__ import annotations
+
+from .bug import Bug
+
+BUGS: tuple[Bug, ...] = ()
