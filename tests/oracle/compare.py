@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from interleaf.explore.brute import BruteForce, Final, final_state
 from interleaf.explore.machine import Machine
 from interleaf.explore.outcome import DATA_RACE, DEADLOCK, LIVELOCK, Bounds, Outcome
-from interleaf.explore.states import StateSearch
+from interleaf.explore.states import Options, StateSearch
 from interleaf.explore.steps import StepSearch
 from interleaf.runtime import Violation
 
@@ -84,6 +84,14 @@ def by_steps_without_discipline(program: Program, collector: Collector) -> Outco
     return run(StepSearch(program.setup, final=collector, bounds=Bounds(steps=STEPS), discipline=False))
 
 
+def by_steps_freeing_any_time(program: Program, collector: Collector) -> Outcome:
+    return run(StepSearch(program.setup, final=collector, bounds=Bounds(steps=STEPS), eager=False))
+
+
+def by_states_freeing_any_time(program: Program, collector: Collector) -> Outcome:
+    return run(StateSearch(program.setup, final=collector, bounds=Bounds(steps=STEPS), options=Options(eager=False)))
+
+
 def by_states(program: Program, collector: Collector, search: type[StateSearch] = StateSearch) -> Outcome:
     return run(search(program.setup, final=collector, bounds=Bounds(steps=STEPS)))
 
@@ -101,6 +109,12 @@ ENGINES: dict[str, Search] = {
     "steps without discipline": by_steps_without_discipline,
     "states": by_states,
 }
+
+FREEING_ANY_TIME: dict[str, Search] = {
+    "steps": by_steps_freeing_any_time,
+    "states": by_states_freeing_any_time,
+}
+"""The same without eager freeing, which hides what may be found behind a use-after-free."""
 
 
 def truth(program: Program, *, live: bool = False, merge: bool = False) -> tuple[Findings, Outcome]:

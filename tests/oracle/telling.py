@@ -24,6 +24,8 @@ FREED_EAGERLY = of((UseLater(),), (Locked("spin", "a", Block((Dispose("callback"
 """If the object is freed as soon as it can be, the first use of it hides what comes after."""
 
 ONCE_WRONG = [
+    # a second freeing was not seen to come from the first one, so the freeing was not tried before the other's use
+    of((Put(),), (Read(1), Dispose("callback"))),
     # a task that dies in the step that took a lock was not seen to hold it
     of((Trylock("a", NOTHING), Assert(2, 1)), (Locked("spin", "a", Block((Store(1, 2), Assert(0, 2)))),)),
     # a lock that another task frees was taken without a scheduling point before

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 import pytest
 
 from interleaf.explore.outcome import LIVELOCK
-from interleaf.explore.states import Options, StateSearch
 
-from .compare import ENGINES, Collector, by_states, by_steps, disagreement, findings, truth
+from .compare import ENGINES, FREEING_ANY_TIME, Collector, by_states, by_steps, disagreement, findings, truth
 from .generate import MIXES, Generator
 from .preemptions import bounded, fewest
 from .programs import Program
@@ -54,19 +53,23 @@ def test_engines_agree_where_one_was_once_wrong(program: Program) -> None:
         assert not difference, f"the search over {name} differs"
 
 
-def test_eager_freeing_hides_nothing_but_behind_a_use_after_free() -> None:
+@pytest.mark.parametrize("program", ONCE_WRONG, ids=str)
+def test_engines_agree_there_without_eager_freeing(program: Program) -> None:
+    expected, _ = truth(program)
+    for name, search in FREEING_ANY_TIME.items():
+        difference = disagreement(program, expected, search)
+        assert not difference, f"the search over {name} differs"
+
+
+@pytest.mark.parametrize("name", FREEING_ANY_TIME)
+def test_eager_freeing_hides_nothing_but_behind_a_use_after_free(name: str) -> None:
     expected, _ = truth(FREED_EAGERLY)
     assert {rule for rule, _ in expected.violations} == {"use-after-free", "taken away"}
-    for eager in (False, True):
-        collector = Collector()
-        search = StateSearch(FREED_EAGERLY.setup, final=collector, options=Options(eager=eager))
-        found = findings(search.run(), collector.finals)
-        search.close()
-        if eager:
-            assert "use-after-free" in {rule for rule, _ in found.violations}
-            assert found.violations <= expected.violations
-        else:
-            assert not expected.differences(found)
+    assert not disagreement(FREED_EAGERLY, expected, FREEING_ANY_TIME[name])
+    collector = Collector()
+    found = findings(ENGINES[name](FREED_EAGERLY, collector), collector.finals)
+    assert "use-after-free" in {rule for rule, _ in found.violations}
+    assert found.violations <= expected.violations
 
 
 @pytest.mark.parametrize("mix", ["locks", "rwlocks", "drops", "lives", "rcu"])

@@ -394,6 +394,7 @@ class Free(Op):
 
     def run(self, memory: Memory) -> None:
         if memory.values[self.life.index] != ALIVE:
+            memory.writes |= self.life.bit  # a search must see that this comes from the other freeing
             raise ViolationRaised(
                 Violation("double-free", f"{self.obj} is freed, but it is not allocated", True, self.obj.name)
             )
