@@ -148,8 +148,13 @@ def _write_stale(design: Design) -> tuple[int, int, int]:
 def test_an_exclusive_write_returns_what_it_really_replaced_from_v5_18_on() -> None:
     (replaced, _, actual), _ = run_alone(_write_stale, V5_18)
     assert replaced == actual
-    (replaced, believed, _), _ = run_alone(_write_stale, V5_16)
-    assert replaced == believed
+
+
+def test_before_an_exclusive_write_loses_what_the_hardware_has_set() -> None:
+    stage = Stage(lambda: spawn(_write_stale, V5_16, name="writer"))
+    stage.finish_all()
+    assert stage.rules == {"I11"}
+    assert "it was given D since, of which nobody is told" in stage.violations[0].message
 
 
 def _freeze(kvm: Kvm, it: TdpIter) -> None:

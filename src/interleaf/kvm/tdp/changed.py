@@ -119,7 +119,7 @@ def kvm_tdp_mmu_write_spte(
     volatile = is_present_leaf(old_spte, level) and spte_has_volatile_bits(kvm.masks, old_spte)
     if volatile and kvm.design.obeys(XCHG_VOLATILE):
         return int(xchg_spte(kvm, root, sp, gfn, level, new_spte))
-    write_spte(kvm, root, sp, gfn, level, new_spte)
+    write_spte(kvm, root, sp, gfn, level, new_spte, old_spte)
     return old_spte
 
 

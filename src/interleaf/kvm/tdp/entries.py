@@ -1,10 +1,11 @@
 """Reading and writing SPTEs: the only operations by which KVM changes its page tables.
 
-Each write keeps the ghost state with it and checks three properties where the value changes:
+Each write keeps the ghost state with it and checks four properties where the value changes:
 
 * I3: a present leaf never maps another pfn directly; it is zapped (and flushed) first.
 * I4: a frozen entry is changed only by the task that froze it.
 * I8: nothing is installed under an invalid root after its zapper has passed.
+* I11: a write that does not look overwrites no A, D or W bit of a leaf that was set since the writer has looked.
 
 A table is a `KvmMmuPage`; an entry of it is named by the gfn that it leads to and its level, as a kernel
 developer would, and lives in `spt[index_of(gfn, level)]`. There, 0 stands for the design's non-present value, so
@@ -13,6 +14,7 @@ that a new table need not be filled. (kernel tdp_iter.h and tdp_mmu.c, v6.12)
 
 from __future__ import annotations
 
+from interleaf.hw.ept import VMX_EPT_WRITABLE_MASK
 from interleaf.hw.page_table import index_of
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
 from interleaf.mm.page import note_mapped, note_unmapped
@@ -94,16 +96,25 @@ def xchg_spte(memory: Memory, kvm: Kvm, root: KvmMmuPage | None, sp: KvmMmuPage,
 
 
 @operation(
-    focus=lambda kvm, root, sp, gfn, level, new: _cell(sp, gfn, level),
-    words=lambda kvm, root, sp, gfn, level, new, _: (
+    focus=lambda kvm, root, sp, gfn, level, new, seen=None: _cell(sp, gfn, level),
+    words=lambda kvm, root, sp, gfn, level, new, *_: (
         f"{sp.name}: SPTE of gfn {gfn:#x}, level {level} = {show_spte(kvm.masks, new, level)}"
     ),
 )
 def write_spte(
-    memory: Memory, kvm: Kvm, root: KvmMmuPage | None, sp: KvmMmuPage, gfn: int, level: int, new: int
+    memory: Memory,
+    kvm: Kvm,
+    root: KvmMmuPage | None,
+    sp: KvmMmuPage,
+    gfn: int,
+    level: int,
+    new: int,
+    seen: int | None = None,
 ) -> None:
-    """Write `new` without looking (WRITE_ONCE)."""
+    """Write `new` without looking (WRITE_ONCE); `seen`: a leaf that the writer takes the entry to be."""
     old = memory.peek(_cell(sp, gfn, level)) or kvm.masks.nonpresent
+    if seen is not None and is_present_leaf(seen, level):
+        _check_overwritten(memory, kvm, sp, gfn, level, seen, old & ~new)
     _change(memory, kvm, root, sp, gfn, level, old, new)
 
 
@@ -173,6 +184,20 @@ def _check_install(memory: Memory, kvm: Kvm, root: KvmMmuPage | None, gfn: int, 
                 f"{root.name}, which is invalid and has been zapped already: nobody will zap it"
             )
             memory.violate(Violation("I8", message, object=root.name))
+
+
+def _check_overwritten(memory: Memory, kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int, seen: int, cleared: int) -> None:
+    """`cleared`: bits that the entry had, and that the write clears."""
+    memory.exercise("I11")
+    masks = kvm.masks
+    named = (("A", masks.accessed), ("D", masks.dirty), ("W", VMX_EPT_WRITABLE_MASK))
+    lost = ", ".join(name for name, bit in named if cleared & ~seen & bit)
+    if lost:
+        message = (
+            f"the SPTE of gfn {gfn:#x}, level {level}, is overwritten by a task that has seen it as "
+            f"{show_spte(masks, seen, level)}; it was given {lost} since, of which nobody is told"
+        )
+        memory.violate(Violation("I11", message, object=sp.name))
 
 
 def _count_zapped(memory: Memory) -> None:
