@@ -27,6 +27,7 @@ def test_the_library_is_in_order_of_age() -> None:
         "v6.1",
         "v6.4",
         "v6.12",
+        "v6.18",
     ]
 
 

@@ -27,6 +27,7 @@ from .v5_18 import V5_18
 from .v6_1 import V6_1
 from .v6_4 import V6_4
 from .v6_12 import V6_12
+from .v6_18 import V6_18
 
 __all__ = [
     "OFF_LIST",
@@ -38,6 +39,7 @@ __all__ = [
     "V6_1",
     "V6_4",
     "V6_12",
+    "V6_18",
     "changed",
     "library",
     "load",
@@ -47,7 +49,7 @@ __all__ = [
 
 def library() -> dict[str, Design]:
     """All designs by name, oldest first."""
-    designs = (V5_13, V5_16, SERIES_V1, OFF_LIST, SERIES_V3, V5_18, V6_1, V6_4, V6_12)
+    designs = (V5_13, V5_16, SERIES_V1, OFF_LIST, SERIES_V3, V5_18, V6_1, V6_4, V6_12, V6_18)
     return {design.name: design for design in designs}
 
 

@@ -1,0 +1,27 @@
+"""v6.18: huge pages are recovered in place, and what changes SPTEs under mmu_lock held for read no longer freezes
+them."""
+
+from __future__ import annotations
+
+from interleaf.kvm.tdp.changed import ATOMIC_ZAP_FLUSHES, DEFERRED_BOOKKEEPING
+from interleaf.kvm.tdp.collapse import COLLAPSE_LEAFS, COLLAPSE_PARENTS, RECOVER_IN_PLACE
+from interleaf.kvm.tdp.masks import VOLATILE_ACCESSED
+from interleaf.kvm.tdp.spte import REMADE_SPTE_CLEAN
+from interleaf.kvm.tdp.zap import NEEDBREAK_FIRST
+
+from .v6_12 import V6_12
+
+V6_18 = V6_12.derive(
+    "v6.18",
+    "Huge pages are recovered in place, and pages are aged, and NX huge pages recovered, without excluding others.",
+    ("b146a9b34aed", "20a6cff3b283", "a57750909580", "e287e4316713"),
+    obeys=(NEEDBREAK_FIRST, RECOVER_IN_PLACE),
+    drops=(
+        ATOMIC_ZAP_FLUSHES,
+        COLLAPSE_LEAFS,
+        COLLAPSE_PARENTS,
+        DEFERRED_BOOKKEEPING,
+        REMADE_SPTE_CLEAN,
+        VOLATILE_ACCESSED,
+    ),
+)
