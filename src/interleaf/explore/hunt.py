@@ -229,7 +229,7 @@ class Hunt:
         streak = 0
         while len(steps) < self.bounds.steps:
             candidates = machine.unfinished
-            if streak > SPIN_LIMIT and len(candidates) > 1:
+            if streak > SPIN_LIMIT and len(candidates) > 1 and last in candidates:
                 candidates.remove(last)
                 streak = 0
             moved = False
