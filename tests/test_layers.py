@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "scenarios": _below("scenarios"),
     "bugs": _below("bugs"),
     "ftrace": frozenset({*_KERNEL, "explore"}),
+    "fuzz": frozenset({*_KERNEL, "explore"}),
     "check": frozenset({*_KERNEL, "explore"}),
     "worker": frozenset({*_KERNEL, "explore", "check"}),
     "campaign": frozenset({*_KERNEL, "explore", "check", "worker"}),
@@ -50,6 +51,7 @@ MAY_IMPORT["arguments"] = frozenset(MAY_IMPORT)
 MAY_IMPORT["checking"] = frozenset(MAY_IMPORT)
 MAY_IMPORT["deciding"] = frozenset(MAY_IMPORT)
 MAY_IMPORT["showing"] = frozenset(MAY_IMPORT)
+MAY_IMPORT["fuzzing"] = frozenset(MAY_IMPORT)
 MAY_IMPORT["tracing"] = frozenset(MAY_IMPORT)
 MAY_IMPORT["listing"] = frozenset(MAY_IMPORT)
 # These stand on top: they may import anything, and nothing below may import them.

@@ -154,6 +154,25 @@ def show(
     raise typer.Exit(tell(file, finding))
 
 
+@app.command()
+def fuzz(
+    design: Annotated[str, typer.Option(metavar="D", help="Name, or FILE.py:NAME.")] = "v6.12",
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="RULE", help="Leave a rule of the design out; may be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same scenarios.")] = 1,
+    seconds: Annotated[float, typer.Option(min=1, help="For how long.")] = 60,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where scenario files of what is found go.")] = Path("."),
+) -> None:
+    """Compose random scenarios, check each, and shrink what is found to a scenario file that `check` runs.
+
+    Exit codes: 0 nothing was found, 1 something was found, 2 bad usage, input or output.
+    """
+    from interleaf.fuzzing import fuzz as run
+
+    raise typer.Exit(run(design, drop or [], seed, seconds, output))
+
+
 @app.command("list")
 def list_(
     what: Annotated[Listed, typer.Argument(help="What to list.")],

@@ -1,0 +1,93 @@
+"""A plan as the text of a scenario file, which `interleaf check` runs like any other."""
+
+from __future__ import annotations
+
+import types
+from collections import defaultdict
+
+from interleaf.scenarios import Scenario
+from interleaf.scenarios.scenario import scenarios_of
+
+from .actions import Lane
+from .plans import PLATFORMS, Call, Plan, TaskPlan
+
+NAME = "random_scenario"
+
+_ALWAYS = (
+    ("interleaf.kvm.design", "Design"),
+    ("interleaf.kvm.kvm_host", "Kvm"),
+    ("interleaf.runtime", "spawn"),
+    ("interleaf.scenarios", "destroy_after"),
+    ("interleaf.scenarios", "make_vm"),
+    ("interleaf.scenarios", "scenario"),
+)
+
+
+def text_of(plan: Plan, note: str = "") -> str:
+    """The scenario file; `note` goes into its head."""
+    imports: dict[str, set[str]] = defaultdict(set)
+    for module, name in (*_ALWAYS, *_imports(plan)):
+        imports[module].add(name)
+    lines = [f'"""{note or "A random scenario."}"""', ""]
+    lines += [f"from {module} import {', '.join(sorted(imports[module]))}" for module in sorted(imports)]
+    for task in plan.tasks:
+        lines += ["", "", *_task(task)]
+    lines += ["", "", f'@scenario("Random: {_told(plan)}")', f"def {NAME}(design: Design) -> None:"]
+    lines.append(f'    """{_told(plan).capitalize()}."""')
+    lines.append(f"    kvm = make_vm({', '.join(_arguments(plan))})")
+    if plan.populated:
+        lines.append("    populate(kvm)")
+    for task in plan.tasks:
+        lines.append(f'    {task.name} = spawn(_{task.name}, kvm, name="{task.name}")')
+    lines.append(f"    destroy_after(kvm, {', '.join(task.name for task in plan.tasks)})")
+    return "\n".join(lines) + "\n"
+
+
+def load(text: str) -> Scenario:
+    """The scenario of such a text."""
+    module = types.ModuleType(NAME)
+    exec(compile(text, f"<{NAME}>", "exec"), module.__dict__)
+    return next(iter(scenarios_of(module).values()))
+
+
+def _imports(plan: Plan) -> list[tuple[str, str]]:
+    found = [wanted for task in plan.tasks for call in task.calls for wanted in call.action.imports]
+    if plan.populated:
+        found.append(("interleaf.scenarios", "populate"))
+    if plan.far:
+        found.append(("interleaf.scenarios", "FAR_GFN"))
+    if plan.platform != PLATFORMS[0]:
+        found.append(("interleaf.hw.platform", plan.platform))
+    return found
+
+
+def _arguments(plan: Plan) -> list[str]:
+    given = {"vcpus": (plan.vcpus, 1), "pages": (plan.pages, 1), "dummies": (int(plan.dummy), 0)}
+    arguments = ["design", *(f"{name}={value}" for name, (value, default) in given.items() if value != default)]
+    if plan.far:
+        arguments.append("base_gfn=FAR_GFN")
+    if plan.platform != PLATFORMS[0]:
+        arguments.append(f"platform={plan.platform}")
+    return arguments
+
+
+def _task(task: TaskPlan) -> list[str]:
+    lines = [f"def _{task.name}(kvm: Kvm) -> None:"]
+    if task.lane is Lane.VCPU:
+        lines.append(f"    vcpu = kvm.vcpus[{task.vcpu}]")
+    lines += [f"    {_call(call)}" for call in task.calls]
+    return lines
+
+
+def _call(call: Call) -> str:
+    return call.action.call.format(gfn=f"kvm.gfns[{call.page}]", page=call.page)
+
+
+def _told(plan: Plan) -> str:
+    """What happens, in a line."""
+    return "; ".join(f"{task.name}: {', '.join(_words(call) for call in task.calls)}" for task in plan.tasks)
+
+
+def _words(call: Call) -> str:
+    about = f" page {call.page}" if "{" in call.action.call else ""
+    return f"{call.action.name}{about}"

@@ -1,0 +1,55 @@
+"""Random scenarios find what the designs are known to have, and the same seed finds the same."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from interleaf import designs
+from interleaf.check import Request, check
+from interleaf.cli import app
+from interleaf.explore.verdict import Status
+from interleaf.fuzz.fuzz import Fuzzer, Shrunk
+from interleaf.fuzz.source import text_of
+
+
+def first(design: str, seed: int) -> Shrunk:
+    fuzzer = Fuzzer(designs.load(design), seed, 120, lambda tally: None)
+    return next(fuzzer.run())
+
+
+def test_what_is_found_is_small_and_a_scenario_that_check_finds_it_in(tmp_path: Path) -> None:
+    shrunk = first("v5.13", 2)
+    assert sum(len(task.calls) for task in shrunk.plan.tasks) <= 4
+    file = tmp_path / "found.py"
+    file.write_text(text_of(shrunk.plan))
+    cell = check(Request(str(file), "v5.13"))
+    assert cell.verdict.status is Status.VIOLATED
+    assert shrunk.rule in {finding.property for finding in cell.findings}
+
+
+def test_the_same_seed_finds_the_same() -> None:
+    assert first("v5.13", 3) == first("v5.13", 3)
+
+
+def test_the_command_writes_what_it_finds_and_says_so(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["fuzz", "--design", "v5.13", "--seconds", "20", "--output", str(tmp_path)])
+    assert result.exit_code == 1, result.output
+    files = list(tmp_path.glob("random-1-*.py"))
+    assert files
+    assert all(file.name in result.output for file in files)
+    assert "proves nothing about scenarios that were not drawn" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--design", "v9.99"], "v9.99"),
+        (["--drop", "no-such-rule"], "no-such-rule"),
+        (["--output", "/proc/none"], "cannot be made"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(arguments: list[str], expected: str) -> None:
+    result = CliRunner().invoke(app, ["fuzz", "--seconds", "1", *arguments])
+    assert result.exit_code != 0
+    assert expected in str(result.exception)
