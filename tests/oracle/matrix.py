@@ -77,13 +77,24 @@ def cells(least: bool = False) -> Iterator[Cell]:
             yield Cell(scenario, design, least)
 
 
-def compare(cell: Cell, bounds: Bounds) -> Comparison:
-    """Run the search over states to its end, and the search over steps to its end or to one of `bounds`."""
+def compare(cell: Cell, bounds: Bounds, of_states: Bounds | None = None) -> Comparison:
+    """Run the search over steps to its end or to one of `bounds`, and the search over states to one `of_states`."""
     setup = cell.setup()
     by_states, by_steps = Collector(), Collector()
-    states = run(StateSearch(setup, final=by_states))
+    states = run(StateSearch(setup, final=by_states, bounds=of_states))
     steps = run(StepSearch(setup, final=by_steps, bounds=bounds))
-    return Comparison(states, steps, findings(states, by_states.finals), findings(steps, by_steps.finals))
+    return Comparison(states, steps, _findings(states, by_states), _findings(steps, by_steps))
+
+
+def _findings(outcome: Outcome, collector: Collector) -> Findings:
+    """What can be compared: RCU's own state cannot, since tasks are numbered in the order in which they first came."""
+    return findings(
+        outcome,
+        {
+            frozenset((label, value) for label, value in final if not label.startswith("RcuState."))
+            for final in collector.finals
+        },
+    )
 
 
 def main(arguments: list[str]) -> int:
