@@ -12,9 +12,6 @@ from interleaf.runtime import ModelError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_roots.py"
 
-OF_LATER_KERNELS = {"recover-huge-pages-in-place"}
-"""Rules that only kernels follow which are newer than all designs; to be tried by adding them to one."""
-
 
 def test_the_library_is_in_order_of_age() -> None:
     assert list(library()) == [
@@ -42,7 +39,7 @@ def test_a_design_says_what_it_is_and_follows_declared_rules(design: Design) -> 
 def test_a_rule_is_a_sentence_with_a_source_that_some_design_follows(known: Rule) -> None:
     assert known.text.endswith(".")
     assert known.commit
-    assert any(known.name in design.rules for design in library().values()) or known.name in OF_LATER_KERNELS
+    assert any(known.name in design.rules for design in library().values())
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from .kvm_host import (
     KvmMemorySlot,
     KvmMemslots,
 )
-from .logged import logging_begins, logging_ends
+from .logged import gfns_in, logging_begins, logging_ends
 from .tdp.spte import MMIO_SPTE_GEN_MASK
 from .zap import kvm_arch_flush_shadow_memslot, kvm_mmu_zap_all_fast
 
@@ -164,15 +164,15 @@ def _expect_no_conflict(kvm: Kvm, id: int, base_gfn: int, npages: int, as_id: in
 
 
 @routine
-def kvm_alloc_dirty_bitmap(kvm: Kvm, npages: int) -> KvmDirtyBitmap | None:
+def kvm_alloc_dirty_bitmap(kvm: Kvm, base_gfn: int, npages: int) -> KvmDirtyBitmap | None:
     """The dirty bitmap of a slot whose dirty pages are going to be logged: all clean, or all dirty
     (KVM_DIRTY_LOG_INITIALLY_SET). None where dirty rings are used."""
     if kvm.params.dirty_ring_size:
         return None
     bitmap = new(KvmDirtyBitmap)
     if kvm.params.initially_all_set:
-        for offset in range(npages):
-            bitmap.bits[offset] = True
+        for gfn in gfns_in(kvm, base_gfn, base_gfn + npages):
+            bitmap.bits[gfn - base_gfn] = True
     return bitmap
 
 
@@ -187,7 +187,7 @@ def kvm_create_memslot(
     """
     mutex_lock(kvm.slots_lock)
     _expect_no_conflict(kvm, id, base_gfn, npages, as_id, None)
-    bitmap = kvm_alloc_dirty_bitmap(kvm, npages) if flags & KVM_MEM_LOG_DIRTY_PAGES else None
+    bitmap = kvm_alloc_dirty_bitmap(kvm, base_gfn, npages) if flags & KVM_MEM_LOG_DIRTY_PAGES else None
     slot = new(
         KvmMemorySlot,
         arch=new(KvmArchMemorySlot),
@@ -256,7 +256,7 @@ def kvm_update_flags_memslot(kvm: Kvm, slot: KvmMemorySlot, flags: int) -> KvmMe
     """
     bitmap = None
     if flags & KVM_MEM_LOG_DIRTY_PAGES:
-        bitmap = slot.dirty_bitmap or kvm_alloc_dirty_bitmap(kvm, slot.npages)
+        bitmap = slot.dirty_bitmap or kvm_alloc_dirty_bitmap(kvm, slot.base_gfn, slot.npages)
     mutex_lock(kvm.slots_arch_lock)
     updated = _copy(slot, slot.base_gfn, flags, bitmap, slot.arch)
     kvm_replace_memslot(kvm, slot, updated)

@@ -49,8 +49,8 @@ SPLIT_ALLOCATES_UNLOCKED = rule(
 def tdp_mmu_split_huge_page(kvm: Kvm, it: TdpIter, sp: KvmMmuPage, shared: bool) -> bool:
     """Replace the huge page at `it` by the table `sp`, which nobody else knows yet; False if the entry has changed
     meanwhile. In an RCU reader, mmu_lock held: for read if `shared`, else for write."""
-    huge_spte, entries = it.old_spte, entries_for(kvm.gfns, it.gfn, it.level - 1)
-    children = tuple((index, make_huge_page_split_spte(kvm, huge_spte, sp.role, index)) for index in entries)
+    huge_spte, role, entries = it.old_spte, sp.role, entries_for(kvm.gfns, it.gfn, it.level - 1)
+    children = tuple((index, make_huge_page_split_spte(kvm, huge_spte, role, index)) for index in entries)
     _fill(sp, it.level - 1, children)
     done = tdp_mmu_link_sp(kvm, it, sp, shared)
     if not done:
