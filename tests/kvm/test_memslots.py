@@ -106,7 +106,7 @@ def test_the_old_slots_stay_until_their_readers_have_left() -> None:
 
 def test_slots_are_not_swapped_between_the_start_and_the_end_of_a_notifier() -> None:
     stage = Stage(_race)
-    stage.until("munmap", "ptep_clear", "_zap_page_range")
+    stage.until("munmap", "ptep_clear", "zap_page_range")
     with pytest.raises(AssertionError, match="memslot waits in schedule"):
         stage.finish("memslot")
     stage.finish("munmap")

@@ -69,7 +69,7 @@ def test_seq_moves_on_at_the_end_only() -> None:
         )
 
     assert state() == (0, 0, 0)
-    stage.until("munmap", "ptep_clear", "_zap_page_range")
+    stage.until("munmap", "ptep_clear", "zap_page_range")
     assert state() == (0, 1, 1)
     stage.finish("munmap")
     assert state() == (1, 0, 0)

@@ -93,7 +93,7 @@ def mmap(
         raise ModelError("SHMEM memory is mapped from a file: pass a new AddressSpace.")
     touched = hvas or tuple(range(start, start + npages))
     levels = tuple(huge for huge in HUGE_LEVELS if huge <= level)
-    mm.areas = (*mm.areas, Area(start, start + npages, touched, levels))
+    mm.areas = (*mm.areas, Area(start, start + npages, touched, levels, file is not None))
     vma = Vma(prot, kind, level, file, pgoff - start)
     if file is not None:
         file.i_mmap = (*file.i_mmap, (mm, start, npages, pgoff))

@@ -118,6 +118,8 @@ class Area(NamedTuple):
     hvas: tuple[int, ...]
     levels: tuple[int, ...] = ()
     """Levels of huge entries that may be in it, largest first."""
+    shared: bool = False
+    """It is a mapping of a file in memory, which a child of the process shares."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from interleaf.runtime import BLOCK, Memory, operation
+from interleaf.runtime import BLOCK, Memory, ModelError, operation
 from interleaf.runtime.cells import Cell
 
-from .mm_types import Mm, Prot, Pte, PteKind
+from .mm_types import HUGE_LEVELS, Mm, Pte, PteKind, block_of
 from .page import Page, Saved, ZeroPage, expect_unmapped
 
 
@@ -76,6 +76,7 @@ def ptep_clear(memory: Memory, mm: Mm, hva: int, left: PteKind | None) -> Any:
     old: Pte = memory.load_cell(cell)
     if old.kind is PteKind.BUSY:
         return BLOCK
+    expect_small(memory, mm, hva)
     replace_entry(memory, cell, old, Pte() if left is None else Pte(vma=old.vma))
     return old
 
@@ -189,8 +190,12 @@ def forget_saved(memory: Memory, page: Page) -> None:
         memory.store(page, Page.saved, Saved.NEVER)
 
 
-def readonly(entry: Pte, prot: Prot) -> Pte:
-    """The entry with another protection of its VMA, writable only if it was and still may be."""
-    assert entry.vma is not None
-    vma = entry.vma._replace(prot=prot)
-    return entry._replace(vma=vma, writable=entry.writable and prot is Prot.WRITE)
+def expect_small(memory: Memory, mm: Mm, hva: int) -> None:
+    """Inside an operation on the small entry of `hva`: no huge entry may have come over it since the caller looked.
+    mmap_lock sees to that in the kernel, and is not modelled, so a scenario must not do it either (ModelError)."""
+    for level in HUGE_LEVELS:
+        if memory.load(mm, Mm.huge[block_of(level, hva)]).kind in (PteKind.PRESENT, PteKind.BUSY):
+            raise ModelError(
+                f"the small entry of hva {hva:#x} is changed below a huge one: mappings are changed by two tasks at "
+                "once, which mmap_lock would not allow. Let one task do both, or use other addresses."
+            )

@@ -23,7 +23,7 @@ from .pte import pmdp_clear, ptep_clear, read_huge, set_huge_if_same
 
 
 @routine
-def _zap_page_range(mm: Mm, start: int, end: int, left: PteKind | None) -> None:
+def zap_page_range(mm: Mm, start: int, end: int, left: PteKind | None) -> None:
     """Clear what maps start <= hva < end; `left` NONE keeps the memory mapped, None does not. The notifiers know."""
     areas = read_marked(mm, Mm.areas)
     for block in blocks_between(areas, start, end):
@@ -59,7 +59,7 @@ def munmap(mm: Mm, start: int, npages: int) -> None:
     """Unmap the hvas start <= hva < start + npages: looking them up fails afterwards. Sleeps."""
     end = start + npages
     mmu_notifier_invalidate_range_start(mm, start, end, True)
-    _zap_page_range(mm, start, end, None)
+    zap_page_range(mm, start, end, None)
     mmu_notifier_invalidate_range_end(mm, start, end)
     say(f"munmap of hva {start:#x} to {end:#x} returns")
 
@@ -69,7 +69,7 @@ def madvise_dontneed(mm: Mm, start: int, npages: int) -> None:
     """Give the pages at start <= hva < start + npages back; the next look brings new ones. Sleeps."""
     end = start + npages
     mmu_notifier_invalidate_range_start(mm, start, end, True)
-    _zap_page_range(mm, start, end, PteKind.NONE)
+    zap_page_range(mm, start, end, PteKind.NONE)
     mmu_notifier_invalidate_range_end(mm, start, end)
     say(f"madvise(MADV_DONTNEED) of hva {start:#x} to {end:#x} returns")
 
@@ -80,7 +80,7 @@ def oom_reap_task_mm(mm: Mm) -> None:
     and nobody can look anything up any more (MMF_UNSTABLE). The notifiers must not sleep."""
     for area in read_marked(mm, Mm.areas):
         mmu_notifier_invalidate_range_start(mm, area.start, area.end, False)
-        _zap_page_range(mm, area.start, area.end, None)
+        zap_page_range(mm, area.start, area.end, None)
         mmu_notifier_invalidate_range_end(mm, area.start, area.end)
     say("the OOM reaper is done")
 
@@ -92,4 +92,4 @@ def mmput(mm: Mm) -> None:
         say("the last thread of the process is gone: exit_mmap")
         mmu_notifier_release(mm)
         for area in read_marked(mm, Mm.areas):
-            _zap_page_range(mm, area.start, area.end, None)
+            zap_page_range(mm, area.start, area.end, None)
