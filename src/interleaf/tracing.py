@@ -105,3 +105,55 @@ def _read(trace: Trace, found: Summary, console: Console) -> bool:
         return False
     found.finish()
     return True
+
+
+@app.command(
+    epilog="Exit codes: 0 recorded and restored; 2 nothing could be recorded, or something is left to restore."
+)
+def record(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the trace and what belongs to it.")],
+    seconds: Annotated[float, typer.Option(min=0.1, help="Record for so long; Ctrl-C ends it sooner.")] = 60.0,
+    megabytes: Annotated[int, typer.Option(min=1, help="Record at most so much text, before compression.")] = 1024,
+    buffer_kb: Annotated[int, typer.Option(min=64, help="Buffer of each CPU in the kernel.")] = 16384,
+) -> None:
+    """Record what KVM's MMU does on this host. Needs root; leaves everything as it was."""
+    raise typer.Exit(record_to(folder, seconds, megabytes, buffer_kb))
+
+
+def record_to(folder: Path, seconds: float, megabytes: int, buffer_kb: int) -> int:
+    """Record into a folder, and say how that went; returns the exit code. Raises Refused."""
+    import signal
+
+    from rich.text import Text
+
+    from interleaf.arguments import Refused
+    from interleaf.ftrace.record import Host
+    from interleaf.ftrace.record import record as run
+    from interleaf.ftrace.tracefs import Missing
+    from interleaf.report.matrix import console_for
+
+    console = console_for(stderr=True)
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the host is restored then, too
+    try:
+        with console.status("recording") as status:
+
+            def tell(size: int, elapsed: float) -> None:
+                if console.is_terminal:
+                    status.update(f"{size / 1e6:.1f} MB in {elapsed:.0f} s of {seconds:.0f}; Ctrl-C ends it")
+
+            result = run(Host(), folder, seconds, megabytes, buffer_kb, tell)
+    except Missing as error:
+        raise Refused(str(error)) from error
+    except KeyboardInterrupt:
+        raise Refused("interrupted before anything was recorded.") from None
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    for text in result.missing:
+        console.print(Text(f"this kernel does not tell: {text}", style="yellow"), soft_wrap=True)
+    for text in result.leftovers:
+        console.print(Text(f"could not be restored; do it by hand: {text}", style="bold red"), soft_wrap=True)
+    said = f"{result.size / 1e6:.1f} MB of text in {result.seconds:.1f} s ({result.ended})"
+    console_for(stderr=False).print(
+        Text(f"{said}: interleaf trace summary {folder / 'trace.gz'} --formats {folder / 'formats'}"), soft_wrap=True
+    )
+    return 2 if result.leftovers else FITS
