@@ -7,11 +7,12 @@ import errno
 import pytest
 
 from interleaf.designs import V6_12
+from interleaf.hw.access import PFERR_GUEST_FINAL_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
 from interleaf.kvm.design import Design
 from interleaf.kvm.kvm_host import KVM_MEM_READONLY, KvmVcpu, RetPf
 from interleaf.kvm.memslots import kvm_create_memslot, kvm_delete_memslot, kvm_memslots
 from interleaf.kvm.mmu import kvm_mmu_reload
-from interleaf.kvm.page_fault import kvm_tdp_page_fault
+from interleaf.kvm.page_fault import kvm_mmu_do_page_fault
 from interleaf.kvm.tdp.spte import REMADE_SPTE_CLEAN
 from interleaf.linux.srcu import srcu_read_lock, srcu_read_unlock
 from interleaf.mm.unmap import madvise_dontneed, munmap
@@ -30,7 +31,9 @@ class Result(Object):
 def _fault(vcpu: KvmVcpu, gfn: int, write: bool) -> int:
     kvm_mmu_reload(vcpu)
     srcu = srcu_read_lock(vcpu.kvm.srcu)
-    result = int(kvm_tdp_page_fault(vcpu, gfn, write, False))
+    error_code = PFERR_GUEST_FINAL_MASK | (PFERR_WRITE_MASK if write else PFERR_USER_MASK)
+    found, _level = kvm_mmu_do_page_fault(vcpu, gfn, error_code)
+    result = int(found)
     srcu_read_unlock(vcpu.kvm.srcu, srcu)
     the(Result).value = result
     return result

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from interleaf.designs import OFF_LIST, V6_12
+from interleaf.hw.access import PFERR_USER_MASK
 from interleaf.kvm.design import Design
 from interleaf.kvm.invalidate import kvm_mmu_invalidate_begin, kvm_mmu_invalidate_end, kvm_mmu_invalidate_range_add
 from interleaf.kvm.kvm_host import Kvm, KvmMemorySlot, KvmMmuPage, KvmVcpu
-from interleaf.kvm.page_fault import kvm_tdp_page_fault
+from interleaf.kvm.page_fault import kvm_mmu_do_page_fault
 from interleaf.kvm.tdp.entries import write_spte
 from interleaf.kvm.tdp.wrprot import kvm_tdp_mmu_wrprot_slot
 from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, read, write
@@ -53,7 +54,7 @@ def replace_vs_fault(design: Design) -> None:
 @routine
 def _fault(vcpu: KvmVcpu) -> None:
     srcu = srcu_read_lock(vcpu.kvm.srcu)
-    kvm_tdp_page_fault(vcpu, 0, False, False)
+    kvm_mmu_do_page_fault(vcpu, 0, PFERR_USER_MASK)
     srcu_read_unlock(vcpu.kvm.srcu, srcu)
 
 

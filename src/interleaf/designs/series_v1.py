@@ -16,6 +16,7 @@ from interleaf.kvm.tdp.changed import (
 )
 from interleaf.kvm.tdp.iter import ITER_YIELDED
 from interleaf.kvm.tdp.link import GET_PAGE_TRACED_AT_LINK
+from interleaf.kvm.tdp.map import REPLACED_TABLE_FLUSH
 from interleaf.kvm.tdp.references import root_invalidated, takes_reference
 from interleaf.kvm.tdp.roots import expect_nothing_left, kvm_mmu_init_tdp_mmu, step_root
 from interleaf.kvm.tdp.split import EAGER_SPLIT
@@ -118,7 +119,15 @@ SERIES_V1 = V5_18.derive(
     "The last put of a root takes it off the list and then zaps it, giving mmu_lock up on the way.",
     ("20211120045046.3940942-1-seanjc@google.com", "20211120045046.3940942-11-seanjc@google.com"),
     obeys=(GET_PAGE_TRACED_AT_LINK, REMOVED_PT_FLUSHES, REMOVED_PT_FLUSH_START),
-    drops=(EAGER_SPLIT, FLUSH_IN_RCU, ITER_YIELDED, UNMAP_INVALID_ROOTS, WRPROT_MMU_WRITABLE, XCHG_VOLATILE),
+    drops=(
+        EAGER_SPLIT,
+        FLUSH_IN_RCU,
+        ITER_YIELDED,
+        REPLACED_TABLE_FLUSH,
+        UNMAP_INVALID_ROOTS,
+        WRPROT_MMU_WRITABLE,
+        XCHG_VOLATILE,
+    ),
     kvm_mmu_init_tdp_mmu=kvm_mmu_init_tdp_mmu,
     kvm_mmu_uninit_tdp_mmu=expect_nothing_left,
     kvm_tdp_mmu_get_root=kvm_tdp_mmu_get_root,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from interleaf.kvm.fast_page_fault import FAST_PAGE_FAULT
 from interleaf.kvm.kvm_host import Kvm, KvmGfnRange, KvmMmuPage
-from interleaf.kvm.page_fault import STALE_ROOT_CHECK
+from interleaf.kvm.page_fault import FULL_MMU_SEQ, STALE_ROOT_CHECK
 from interleaf.kvm.tdp.changed import REMOVED_PT_FLUSH_START
 from interleaf.kvm.tdp.iter import ITER_YIELDED
 from interleaf.kvm.tdp.unmap import carried
@@ -32,6 +33,12 @@ V5_13 = V5_16.derive(
     "Notifiers see all roots, but take no references on those in which they yield; faults do not look whether their "
     "root is still valid.",
     ("b7cccd397f31", "4c6654bd160d", "c0e64238ac53", "2bdb3d84ce06"),
-    drops=(ITER_YIELDED, REMOVED_PT_FLUSH_START, STALE_ROOT_CHECK),
+    obeys=(FULL_MMU_SEQ,),
+    drops=(
+        FAST_PAGE_FAULT,
+        ITER_YIELDED,
+        REMOVED_PT_FLUSH_START,
+        STALE_ROOT_CHECK,
+    ),
     kvm_tdp_mmu_unmap_gfn_range=kvm_tdp_mmu_unmap_gfn_range,
 )

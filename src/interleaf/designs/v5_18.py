@@ -6,12 +6,17 @@ from __future__ import annotations
 from typing import Any
 
 from interleaf.kvm.dirty_protect import ENABLE_LOG_FLUSHES
+from interleaf.kvm.hugepage import ADJUST_CHECKS_DISALLOWED
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmVcpu
+from interleaf.kvm.mmu import CR0_WP_KEEPS_ROOTS
+from interleaf.kvm.nx_huge_page import NX_DISALLOWED_BEFORE_LINK, NX_TRACK_RECHECK
+from interleaf.kvm.page_fault import FULL_MMU_SEQ
 from interleaf.kvm.tdp import tdp_mmu
 from interleaf.kvm.tdp.changed import tdp_mmu_free_sp_rcu_callback
 from interleaf.kvm.tdp.collapse import COLLAPSE_PARENTS
 from interleaf.kvm.tdp.dirty import CLEAR_DIRTY_ATOMIC
 from interleaf.kvm.tdp.ghost import WORK
+from interleaf.kvm.tdp.map import MAP_LEVEL_GUARD, SPLIT_ON_FAULT
 from interleaf.kvm.tdp.references import hands_over, root_invalidated, takes_reference
 from interleaf.kvm.tdp.roots import expect_nothing_left
 from interleaf.kvm.zap import ZAP_RANGE_UNIT
@@ -107,7 +112,20 @@ V5_18 = V6_4.derive(
         "bb95dfb9e2df",
         "ba3a6120a4e7",
     ),
-    drops=(CLEAR_DIRTY_ATOMIC, COLLAPSE_PARENTS, ENABLE_LOG_FLUSHES, INVALIDATE_IN_RCU, ZAP_RANGE_UNIT),
+    drops=(
+        ADJUST_CHECKS_DISALLOWED,
+        CLEAR_DIRTY_ATOMIC,
+        COLLAPSE_PARENTS,
+        CR0_WP_KEEPS_ROOTS,
+        ENABLE_LOG_FLUSHES,
+        FULL_MMU_SEQ,
+        INVALIDATE_IN_RCU,
+        MAP_LEVEL_GUARD,
+        NX_DISALLOWED_BEFORE_LINK,
+        NX_TRACK_RECHECK,
+        SPLIT_ON_FAULT,
+        ZAP_RANGE_UNIT,
+    ),
     kvm_mmu_uninit_tdp_mmu=kvm_mmu_uninit_tdp_mmu,
     kvm_tdp_mmu_get_vcpu_root_hpa=kvm_tdp_mmu_get_vcpu_root_hpa,
     kvm_tdp_mmu_put_root=kvm_tdp_mmu_put_root,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from interleaf.kvm.dirty_protect import CLEAR_SPLITS_LAST
+from interleaf.kvm.hugepage import ADJUST_CHECKS_DISALLOWED
+from interleaf.kvm.nx_huge_page import NX_DISALLOWED_BEFORE_LINK, NX_TRACK_RECHECK
+from interleaf.kvm.page_fault import RETRY_BEFORE_LOCK
 from interleaf.kvm.tdp import roots
 from interleaf.kvm.tdp.changed import DEFERRED_BOOKKEEPING
 from interleaf.kvm.tdp.dirty import CLEAR_DIRTY_ATOMIC
+from interleaf.kvm.tdp.map import MAP_LEVEL_GUARD, SPLIT_ON_FAULT
 from interleaf.kvm.tdp.split import SPLIT_ALLOCATES_UNLOCKED
 from interleaf.kvm.tdp.wrprot import WRPROT_VALID_ROOTS
 from interleaf.kvm.tdp.zap import SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST
@@ -19,15 +23,21 @@ V6_1 = V6_12.derive(
     "The stable kernel: roots are zapped by whoever invalidates them, and come and go under mmu_lock held for write.",
     ("edbdb43fc96b", "0df9dab891ff"),
     drops=(
+        ADJUST_CHECKS_DISALLOWED,
         CLEAR_DIRTY_ATOMIC,
         CLEAR_SPLITS_LAST,
         DEFERRED_BOOKKEEPING,
-        roots.ROOTS_UNDER_READ_LOCK,
+        MAP_LEVEL_GUARD,
+        NX_DISALLOWED_BEFORE_LINK,
+        NX_TRACK_RECHECK,
+        RETRY_BEFORE_LOCK,
         SKIP_FLUSH_INVALID,
         SLOT_ZAP_QUIRK,
         SPLIT_ALLOCATES_UNLOCKED,
+        SPLIT_ON_FAULT,
         WRPROT_VALID_ROOTS,
         ZAP_SMALL_FIRST,
+        roots.ROOTS_UNDER_READ_LOCK,
     ),
     shadow_nonpresent_value=0,
     removed_spte=0x5A0,

@@ -2,15 +2,32 @@
 
 from interleaf.kvm.design import Design
 from interleaf.kvm.dirty_protect import CLEAR_SPLITS_LAST, ENABLE_LOG_FLUSHES
+from interleaf.kvm.fast_page_fault import FAST_PAGE_FAULT
 from interleaf.kvm.hugepage import ADJUST_CHECKS_DISALLOWED
 from interleaf.kvm.memslots import MMIO_GENERATION_WRAP, SWAP_WAITS_FOR_NOTIFIERS
-from interleaf.kvm.page_fault import INVALID_SLOT_RETRY, NOTIFIER_RETRY, STALE_ROOT_CHECK
+from interleaf.kvm.mmio import MMIO_REFUSES_UPDATE
+from interleaf.kvm.mmu import CR0_WP_KEEPS_ROOTS, FREE_OBSOLETE_CHECKS_EACH
+from interleaf.kvm.nx_huge_page import NX_DISALLOWED_BEFORE_LINK, NX_TRACK_RECHECK
+from interleaf.kvm.page_fault import (
+    FULL_MMU_SEQ,
+    INVALID_SLOT_RETRY,
+    NOTIFIER_RETRY,
+    RETRY_BEFORE_LOCK,
+    STALE_ROOT_CHECK,
+)
 from interleaf.kvm.request import RELOAD_REQUEST
 from interleaf.kvm.tdp import roots, unmap
 from interleaf.kvm.tdp.changed import ATOMIC_ZAP_FLUSHES, DEFERRED_BOOKKEEPING, XCHG_VOLATILE
 from interleaf.kvm.tdp.collapse import COLLAPSE_LEAFS, COLLAPSE_PARENTS
 from interleaf.kvm.tdp.dirty import CLEAR_DIRTY_ATOMIC, CLEAR_DIRTY_BY_ROOT
 from interleaf.kvm.tdp.iter import ITER_YIELDED
+from interleaf.kvm.tdp.map import (
+    FROZEN_LEAF_CHECK,
+    MAP_AT_GOAL_ONLY,
+    MAP_LEVEL_GUARD,
+    REPLACED_TABLE_FLUSH,
+    SPLIT_ON_FAULT,
+)
 from interleaf.kvm.tdp.masks import VOLATILE_ACCESSED
 from interleaf.kvm.tdp.split import EAGER_SPLIT, SPLIT_ALLOCATES_UNLOCKED, SPLIT_VALID_ROOTS
 from interleaf.kvm.tdp.spte import LEAF_WRITABLE_HINT, REMADE_SPTE_CLEAN
@@ -26,21 +43,34 @@ RULES = (
     CLEAR_SPLITS_LAST,
     COLLAPSE_LEAFS,
     COLLAPSE_PARENTS,
+    CR0_WP_KEEPS_ROOTS,
     DEFERRED_BOOKKEEPING,
     EAGER_SPLIT,
     ENABLE_LOG_FLUSHES,
+    FAST_PAGE_FAULT,
     FLUSH_IN_RCU,
     FORWARD_PROGRESS,
+    FREE_OBSOLETE_CHECKS_EACH,
+    FROZEN_LEAF_CHECK,
+    FULL_MMU_SEQ,
     INVALID_SLOT_RETRY,
     ITER_YIELDED,
     LEAF_WRITABLE_HINT,
+    MAP_AT_GOAL_ONLY,
+    MAP_LEVEL_GUARD,
     MMIO_GENERATION_WRAP,
+    MMIO_REFUSES_UPDATE,
     NOTIFIER_RETRY,
+    NX_DISALLOWED_BEFORE_LINK,
+    NX_TRACK_RECHECK,
     RELOAD_REQUEST,
     REMADE_SPTE_CLEAN,
+    REPLACED_TABLE_FLUSH,
+    RETRY_BEFORE_LOCK,
     SKIP_FLUSH_INVALID,
     SLOT_ZAP_QUIRK,
     SPLIT_ALLOCATES_UNLOCKED,
+    SPLIT_ON_FAULT,
     SPLIT_VALID_ROOTS,
     STALE_ROOT_CHECK,
     SWAP_WAITS_FOR_NOTIFIERS,

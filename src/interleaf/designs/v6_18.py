@@ -3,8 +3,12 @@ them."""
 
 from __future__ import annotations
 
+from interleaf.kvm.attributes import ATTRIBUTES_COVER_HUGE_PAGES
+from interleaf.kvm.mmu import RELOAD_FREES_OBSOLETE
+from interleaf.kvm.page_fault import PREFAULT_INVALID_SLOT
 from interleaf.kvm.tdp.changed import ATOMIC_ZAP_FLUSHES, DEFERRED_BOOKKEEPING
 from interleaf.kvm.tdp.collapse import COLLAPSE_LEAFS, COLLAPSE_PARENTS, RECOVER_IN_PLACE
+from interleaf.kvm.tdp.map import PREFETCH_KEEPS_PRESENT, SPURIOUS_IF_ALLOWED
 from interleaf.kvm.tdp.masks import VOLATILE_ACCESSED
 from interleaf.kvm.tdp.spte import REMADE_SPTE_CLEAN
 from interleaf.kvm.tdp.zap import NEEDBREAK_FIRST
@@ -15,7 +19,15 @@ V6_18 = V6_12.derive(
     "v6.18",
     "Huge pages are recovered in place, and pages are aged, and NX huge pages recovered, without excluding others.",
     ("b146a9b34aed", "20a6cff3b283", "a57750909580", "e287e4316713"),
-    obeys=(NEEDBREAK_FIRST, RECOVER_IN_PLACE),
+    obeys=(
+        ATTRIBUTES_COVER_HUGE_PAGES,
+        NEEDBREAK_FIRST,
+        PREFAULT_INVALID_SLOT,
+        PREFETCH_KEEPS_PRESENT,
+        RECOVER_IN_PLACE,
+        RELOAD_FREES_OBSOLETE,
+        SPURIOUS_IF_ALLOWED,
+    ),
     drops=(
         ATOMIC_ZAP_FLUSHES,
         COLLAPSE_LEAFS,

@@ -7,6 +7,7 @@ from typing import Any
 from interleaf.kvm.design import rule
 from interleaf.kvm.dirty_protect import CLEAR_SPLITS_LAST
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmVcpu
+from interleaf.kvm.page_fault import RETRY_BEFORE_LOCK
 from interleaf.kvm.tdp import roots, tdp_mmu
 from interleaf.kvm.tdp.changed import DEFERRED_BOOKKEEPING
 from interleaf.kvm.tdp.ghost import TDP_MMU, WORK
@@ -158,12 +159,13 @@ V6_4 = V6_12.derive(
     drops=(
         CLEAR_SPLITS_LAST,
         DEFERRED_BOOKKEEPING,
-        roots.ROOTS_UNDER_READ_LOCK,
+        RETRY_BEFORE_LOCK,
         SKIP_FLUSH_INVALID,
         SLOT_ZAP_QUIRK,
         SPLIT_ALLOCATES_UNLOCKED,
         WRPROT_VALID_ROOTS,
         ZAP_SMALL_FIRST,
+        roots.ROOTS_UNDER_READ_LOCK,
     ),
     shadow_nonpresent_value=0,
     removed_spte=0x5A0,

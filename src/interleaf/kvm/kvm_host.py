@@ -25,6 +25,7 @@ from interleaf.linux.srcu import srcu_struct
 from interleaf.linux.wait import wait_queue_head_t
 from interleaf.linux.workqueue import work_struct, workqueue_struct
 from interleaf.mm.mm import Mm
+from interleaf.mm.page import Page
 from interleaf.runtime import Array, Const, Embedded, Marked, Object, Plain, Task
 from interleaf.runtime.objects import Slots
 
@@ -315,6 +316,8 @@ class Kvm(Object):
     """Makes huge pages of them again, now and then."""
     mem_attr_array = Array(0)
     """By gfn: KVM_MEMORY_ATTRIBUTE_*. Written under slots_lock, read without a lock."""
+    gmem: Array[Page | None] = Array(None)
+    """The file that private memory comes from (guest_memfd), by gfn."""
 
 
 class KvmModule(Object):

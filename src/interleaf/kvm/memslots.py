@@ -11,6 +11,7 @@ switches between two sets of trees; what readers see, and for how long, is the s
 
 from __future__ import annotations
 
+from interleaf.linux.atomic import WRITE_ONCE
 from interleaf.linux.lockdep import lockdep_assert_held
 from interleaf.linux.mutex import mutex_lock, mutex_unlock
 from interleaf.linux.rcu import rcu_assign_pointer, rcu_dereference_protected
@@ -97,7 +98,7 @@ def kvm_swap_active_memslots(kvm: Kvm, slots: tuple[KvmMemorySlot, ...]) -> None
     synchronize_srcu_expedited(kvm.srcu)
     generation += NR_ADDRESS_SPACES
     kvm_arch_memslots_updated(kvm, generation)
-    replacement.generation = generation
+    WRITE_ONCE(replacement, KvmMemslots.generation, generation)
     free(old)
 
 

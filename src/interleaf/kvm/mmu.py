@@ -1,15 +1,42 @@
-"""A vCPU's root: getting one, giving it back, and noticing that it is obsolete (arch/x86/kvm/mmu/mmu.c, v6.12)."""
+"""A vCPU's roots: getting one, keeping some for later, giving them back, and noticing that one is obsolete
+(arch/x86/kvm/mmu/mmu.c, v6.12).
+
+A vCPU that changes its role (it enters system management mode, or a guest of its guest) needs another root. It keeps
+the latest ones, with a reference on each, to come back to them without a lock. What the kernel calls `guest_mmu` is
+left out: it is for nested guests with page tables of their own, whose shadows are not the TDP MMU's.
+"""
 
 from __future__ import annotations
 
 from interleaf.linux.atomic import READ_ONCE
+from interleaf.linux.lockdep import lock
 from interleaf.linux.rwlock import read_lock, read_unlock, write_lock, write_unlock
-from interleaf.runtime import routine, say
+from interleaf.runtime import Memory, Violation, operation, routine, say
 
-from .kvm_host import Kvm, KvmMmuPage, KvmVcpu
+from .design import rule
+from .kvm_host import KVM_MMU_NUM_PREV_ROOTS, Kvm, KvmMmuPage, KvmMmuPageRole, KvmRequest, KvmVcpu
+from .request import kvm_check_request
 from .tdp import tdp_mmu
 from .tdp.roots import ROOTS_UNDER_READ_LOCK
 from .tlb import kvm_flush_tlb_current
+
+FREE_OBSOLETE_CHECKS_EACH = rule(
+    "free-obsolete-checks-each",
+    "A vCPU that puts its obsolete roots looks at each of its previous roots, instead of at the current one each time.",
+    "cf4a8693d97a",
+)
+RELOAD_FREES_OBSOLETE = rule(
+    "reload-frees-obsolete",
+    "A vCPU that makes sure that it has a root puts one that is obsolete first, if that was requested.",
+    "20a6cff3b283",
+)
+CR0_WP_KEEPS_ROOTS = rule(
+    "cr0-wp-keeps-roots",
+    "A guest that changes no more than CR0.WP keeps its roots, which do not depend on it.",
+    "01b31714bd90",
+)
+
+ALL_PREVIOUS = tuple(range(KVM_MMU_NUM_PREV_ROOTS))
 
 
 def _lock(kvm: Kvm) -> bool:
@@ -27,6 +54,19 @@ def _unlock(kvm: Kvm, shared: bool) -> None:
         read_unlock(kvm.mmu_lock)
     else:
         write_unlock(kvm.mmu_lock)
+
+
+def kvm_calc_tdp_mmu_root_page_role(kvm: Kvm, smm: bool = False, guest_mode: bool = False) -> KvmMmuPageRole:
+    """The role of the root that a vCPU needs, by the mode that it is in."""
+    return KvmMmuPageRole(
+        level=kvm.platform.levels, ad_disabled=not kvm.platform.ad_bits, guest_mode=guest_mode, smm=int(smm)
+    )
+
+
+@routine
+def kvm_init_mmu(vcpu: KvmVcpu) -> None:
+    """The vCPU's mode has changed, and so may the role of the root that it needs. Does not change the root."""
+    vcpu.root_role = kvm_calc_tdp_mmu_root_page_role(vcpu.kvm, vcpu.smm, vcpu.guest_mode)
 
 
 @routine
@@ -47,30 +87,91 @@ def kvm_mmu_load(vcpu: KvmVcpu) -> None:
 @routine
 def kvm_mmu_reload(vcpu: KvmVcpu) -> None:
     """Get a root if the vCPU has none."""
+    if vcpu.kvm.design.obeys(RELOAD_FREES_OBSOLETE) and kvm_check_request(vcpu, KvmRequest.MMU_FREE_OBSOLETE_ROOTS):
+        kvm_mmu_free_obsolete_roots(vcpu)
     if vcpu.mmu_root is None:
         kvm_mmu_load(vcpu)
 
 
 @routine
-def kvm_mmu_unload(vcpu: KvmVcpu) -> None:
-    """Give the vCPU's root back, if it has one (kvm_mmu_free_roots). No mmu_lock held."""
-    root = vcpu.mmu_root
-    if root is None:
+def kvm_mmu_free_roots(vcpu: KvmVcpu, current: bool, previous: tuple[int, ...]) -> None:
+    """Give the vCPU's current root back, and those of its previous ones that are named, as far as it has them. No
+    mmu_lock held."""
+    root, roots = vcpu.mmu_root if current else None, vcpu.prev_roots
+    going = tuple(roots[index] for index in previous if roots[index] is not None)
+    if root is None and not going:
         return
     kvm = vcpu.kvm
     shared = _lock(kvm)
-    # cleared first, though the kernel clears it last: from here on the vCPU flushes before it enters the guest
-    vcpu.mmu_root = None
-    tdp_mmu.kvm_tdp_mmu_put_root(kvm, root, shared)
+    # cleared first, though the kernel clears them last: from here on the vCPU flushes before it enters the guest
+    vcpu.prev_roots = tuple(None if index in previous else kept for index, kept in enumerate(roots))
+    if root is not None:
+        vcpu.mmu_root = None
+    for put in (*going, root):
+        if put is not None:
+            tdp_mmu.kvm_tdp_mmu_put_root(kvm, put, shared)
     _unlock(kvm, shared)
-    say(f"vCPU{vcpu.index} has put {root.name}")
+    say(f"vCPU{vcpu.index} has put {', '.join(put.name for put in (*going, root) if put is not None)}")
+
+
+@routine
+def kvm_mmu_unload(vcpu: KvmVcpu) -> None:
+    """Give all roots of the vCPU back. No mmu_lock held."""
+    kvm_mmu_free_roots(vcpu, True, ALL_PREVIOUS)
 
 
 @routine
 def kvm_mmu_reset_context(vcpu: KvmVcpu) -> None:
-    """The guest has changed its paging mode (CR0, CR4, EFER): start over with a new root. The vCPU is not in the
-    guest."""
+    """The guest has changed its paging mode (CR0, CR4, EFER) or its mode of operation: start over with a new root. The
+    vCPU is not in the guest."""
     kvm_mmu_unload(vcpu)
+    kvm_init_mmu(vcpu)
+
+
+@routine
+def kvm_post_set_cr0_wp(vcpu: KvmVcpu) -> None:
+    """The guest has changed CR0.WP, and nothing else (kvm_post_set_cr0)."""
+    if vcpu.kvm.design.obeys(CR0_WP_KEEPS_ROOTS):
+        kvm_init_mmu(vcpu)
+    else:
+        kvm_mmu_reset_context(vcpu)
+
+
+@operation(
+    focus=KvmMmuPage.role.cell,
+    words=lambda root, word: f"looks at the role of {root.name}{', which is invalid' if word >> 11 & 1 else ''}",
+)
+def _role_word(memory: Memory, root: KvmMmuPage) -> int:
+    """The role word, while others may be setting the invalid bit (by plain accesses, in the kernel)."""
+    word: int = memory.look(KvmMmuPage.role.cell(root)).word
+    return word
+
+
+@routine
+def fast_pgd_switch(vcpu: KvmVcpu) -> bool:
+    """Make a root that the vCPU has, the current one or a previous one, its current root if it is of the role that the
+    vCPU needs. If there is none, the vCPU has no current root afterwards; the oldest of its roots is put."""
+    wanted = vcpu.root_role.word
+    current, roots = vcpu.mmu_root, list(vcpu.prev_roots)
+    for index in range(KVM_MMU_NUM_PREV_ROOTS + 1):
+        if current is not None and _role_word(current) == wanted:
+            vcpu.mmu_root, vcpu.prev_roots = current, tuple(roots)
+            return True
+        if index < KVM_MMU_NUM_PREV_ROOTS:
+            current, roots[index] = roots[index], current
+    vcpu.mmu_root, vcpu.prev_roots = current, tuple(roots)
+    kvm_mmu_free_roots(vcpu, True, ())
+    return False
+
+
+@routine
+def kvm_mmu_new_pgd(vcpu: KvmVcpu) -> None:
+    """The vCPU needs a root of another role. It takes one that it has, without a flush: what its TLB has of that root
+    was flushed whenever all else was. Or it has none, until it is about to enter the guest."""
+    if fast_pgd_switch(vcpu):
+        root = vcpu.mmu_root
+        assert root is not None
+        say(f"vCPU{vcpu.index} goes back to {root.name}")
 
 
 @routine
@@ -82,7 +183,31 @@ def is_obsolete_root(root: KvmMmuPage) -> bool:
 
 @routine
 def kvm_mmu_free_obsolete_roots(vcpu: KvmVcpu) -> None:
-    """Give the vCPU's root back if it is obsolete."""
+    """Give those of the vCPU's roots back that are obsolete."""
     root = vcpu.mmu_root
-    if root is not None and is_obsolete_root(root):
-        kvm_mmu_unload(vcpu)
+    each = vcpu.kvm.design.obeys(FREE_OBSOLETE_CHECKS_EACH)
+    current = root is not None and is_obsolete_root(root)
+    previous = []
+    for index, kept in enumerate(vcpu.prev_roots):
+        looked_at = kept if each else root
+        if looked_at is not None and is_obsolete_root(looked_at):
+            previous.append(index)
+    kvm_mmu_free_roots(vcpu, current, tuple(previous))
+    _expect_none_obsolete(vcpu)
+
+
+@operation(marked=False)
+def _expect_none_obsolete(memory: Memory, vcpu: KvmVcpu) -> None:
+    """Property "obsolete-root-kept": no previous root is obsolete now, except where an invalidation, with mmu_lock held
+    for write, has not come to its request yet, or has made another one."""
+    memory.exercise("obsolete-root-kept")
+    requested = memory.look(KvmVcpu.requests.cell(vcpu)) >> KvmRequest.MMU_FREE_OBSOLETE_ROOTS & 1
+    if requested or memory.look(lock.holders.cell(vcpu.kvm.mmu_lock)) < 0:
+        return
+    for kept in memory.look(KvmVcpu.prev_roots.cell(vcpu)):
+        if kept is not None and memory.look(KvmMmuPage.role.cell(kept)).invalid:
+            message = (
+                f"vCPU{vcpu.index} has put its obsolete roots, but keeps {kept.name}, which is invalid, as a previous "
+                "one: nothing will make it put that"
+            )
+            memory.violate(Violation("obsolete-root-kept", message, object=kept.name))

@@ -41,6 +41,20 @@ def kvm_check_requests(memory: Memory, vcpu: KvmVcpu) -> int:
     return pending
 
 
+@operation(
+    focus=lambda vcpu, request: KvmVcpu.requests.cell(vcpu),
+    words=lambda vcpu, request, found: f"vCPU{vcpu.index} {'takes' if found else 'finds no'} request {request.name}",
+)
+def kvm_check_request(memory: Memory, vcpu: KvmVcpu, request: KvmRequest) -> bool:
+    """Take one request, if it is pending; was it?"""
+    pending: int = memory.load(vcpu, KvmVcpu.requests)
+    if not pending >> request & 1:
+        return False
+    memory.order(vcpu, acquire=True)
+    memory.store(vcpu, KvmVcpu.requests, pending & ~(1 << request))
+    return True
+
+
 def kvm_reload_remote_mmus(kvm: Kvm) -> None:
     """Make all vCPUs put their roots and load new ones (up to v5.17)."""
     if kvm.design.obeys(RELOAD_REQUEST):

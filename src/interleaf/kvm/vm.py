@@ -6,6 +6,7 @@ from interleaf.hw.cpu import Cpu
 from interleaf.hw.frames import is_allocated
 from interleaf.hw.platform import EPT, Platform
 from interleaf.linux.bug import WARN_ON
+from interleaf.linux.list import INIT_LIST_HEAD
 from interleaf.linux.mutex import mutex_lock, mutex_unlock
 from interleaf.linux.refcount import refcount_dec_and_test, refcount_inc, refcount_set
 from interleaf.mm.mm import Mm
@@ -13,9 +14,9 @@ from interleaf.mm.mmu_notifier import mmu_notifier_register, mmu_notifier_unregi
 from interleaf.runtime import Memory, ModelError, Violation, free, new, operation, routine, say, the
 
 from .design import Design
-from .kvm_host import DEFAULT_PARAMS, Kvm, KvmMemslots, KvmMmuPage, KvmMmuPageRole, KvmModule, KvmParams, KvmVcpu
+from .kvm_host import DEFAULT_PARAMS, Kvm, KvmMemslots, KvmMmuPage, KvmModule, KvmParams, KvmVcpu
 from .memslots import kvm_memslots
-from .mmu import kvm_mmu_unload
+from .mmu import kvm_calc_tdp_mmu_root_page_role, kvm_mmu_unload
 from .mmu_notifier import mmu_notifier_of
 from .tdp import tdp_mmu
 
@@ -30,6 +31,7 @@ def kvm_create_vm(
     kvm = new(Kvm, design=design, mm=mm, gfns=gfns, platform=platform, params=params)
     refcount_set(kvm.users_count, 1)
     kvm.memslots = new(KvmMemslots)
+    INIT_LIST_HEAD(kvm.possible_nx_huge_pages)
     tdp_mmu.kvm_mmu_init_tdp_mmu(kvm)
     mmu_notifier_register(mm, mmu_notifier_of(kvm))
     module = the(KvmModule)
@@ -37,11 +39,6 @@ def kvm_create_vm(
     module.vm_list = (*module.vm_list, kvm)
     mutex_unlock(module.kvm_lock)
     return kvm
-
-
-def kvm_calc_tdp_mmu_root_page_role(kvm: Kvm) -> KvmMmuPageRole:
-    """The role of the root that a vCPU needs, outside system management mode and not in a nested guest."""
-    return KvmMmuPageRole(level=kvm.platform.levels, ad_disabled=not kvm.platform.ad_bits)
 
 
 @routine

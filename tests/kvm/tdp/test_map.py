@@ -22,7 +22,7 @@ GFN = 8
 
 def _map(kvm: Kvm, fault: KvmPageFault) -> RetPf:
     read_lock(kvm.mmu_lock)
-    result = kvm_tdp_mmu_map(kvm.vcpus[0], fault)
+    result, _level = kvm_tdp_mmu_map(kvm.vcpus[0], fault)
     read_unlock(kvm.mmu_lock)
     return result
 

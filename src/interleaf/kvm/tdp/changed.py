@@ -24,6 +24,7 @@ from .spte import (
     is_accessed_spte,
     is_dirty_spte,
     is_last_spte,
+    is_mmio_spte,
     is_present_leaf,
     is_removed_spte,
     is_shadow_present_pte,
@@ -153,7 +154,7 @@ def handle_changed_spte(kvm: Kvm, gfn: int, old_spte: int, new_spte: int, level:
         known = kvm.design.shadow_nonpresent_value
         warn(
             "nonpresent-spte-change",
-            not is_removed_spte(kvm.masks, new_spte) and new_spte != known,
+            not is_removed_spte(kvm.masks, new_spte) and not is_mmio_spte(kvm.masks, new_spte) and new_spte != known,
             f"the SPTE of gfn {gfn:#x}, level {level}, changes from {old_spte:#x} to {new_spte:#x}: neither maps "
             "anything, and the new value is not the frozen one",
         )
