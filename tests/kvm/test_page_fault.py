@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import errno
+import functools
 
 import pytest
 
-from interleaf.designs import V6_12
+from interleaf.designs import V5_13, V5_16, V5_18, V6_12
+from interleaf.explore.states import StateSearch
 from interleaf.hw.access import PFERR_GUEST_FINAL_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
 from interleaf.kvm.design import Design
-from interleaf.kvm.kvm_host import KVM_MEM_READONLY, KvmVcpu, RetPf
+from interleaf.kvm.kvm_host import KVM_MEM_READONLY, KvmParams, KvmVcpu, RetPf
 from interleaf.kvm.memslots import kvm_create_memslot, kvm_delete_memslot, kvm_memslots
 from interleaf.kvm.mmu import kvm_mmu_reload
 from interleaf.kvm.page_fault import kvm_mmu_do_page_fault
+from interleaf.kvm.page_track import kvm_write_track_add_gfn
 from interleaf.kvm.tdp.spte import REMADE_SPTE_CLEAN
+from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, write
+from interleaf.kvm.zap import kvm_zap_gfn_range
 from interleaf.linux.srcu import srcu_read_lock, srcu_read_unlock
 from interleaf.mm.unmap import madvise_dontneed, munmap
 from interleaf.runtime import Object, Plain, spawn, the
 from interleaf.runtime.objects import singleton
+from interleaf.scenarios.stage import make_vm as stage_vm
 from tests.kvm.mapped import mapped
-from tests.kvm.tdp.stage import Stage, make_vm, run_alone
+from tests.kvm.tdp.stage import Stage, make_vm, populate, run_alone
 
 
 class Result(Object):
@@ -179,3 +185,101 @@ def test_a_memslot_that_is_being_deleted_makes_the_fault_retry() -> None:
     stage.finish("vcpu0")
     assert _result(stage) == RetPf.RETRY
     assert any("being deleted" in line for line in stage.story)
+
+
+@pytest.mark.parametrize(
+    ("design", "locks"),
+    [(V6_12, 0), (V6_12.without("retry-before-lock"), 1)],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_fault_that_must_retry_does_not_take_mmu_lock(design: Design, locks: int) -> None:
+    stage = _fault_beside(design, "munmap")
+    stage.until("munmap", "write_unlock", "kvm_mmu_notifier_invalidate_range_start")
+    stage.finish("vcpu0")
+    assert _result(stage) == RetPf.RETRY
+    assert sum(line.startswith("vcpu0 takes") and "mmu_lock" in line for line in stage.story) == locks
+
+
+def test_the_same_after_the_lookup_of_the_page() -> None:
+    stage = _fault_beside(V6_12, "munmap")
+    stage.until("vcpu0", "_snapshot", "kvm_faultin_pfn")
+    stage.until("munmap", "write_unlock", "kvm_mmu_notifier_invalidate_range_start")
+    stage.finish("vcpu0")
+    assert _result(stage) == RetPf.RETRY
+    assert not any(line.startswith("vcpu0 takes") and "mmu_lock" in line for line in stage.story)
+    stage.finish("munmap")
+    assert not stage.violations
+
+
+def test_an_invalid_memslot_taken_for_mmio_puts_an_mmio_spte_over_a_present_one() -> None:
+    def stage_of(design: Design) -> Stage:
+        def setup() -> None:
+            kvm = make_vm(design, (0,), vcpus=2)
+            populate(kvm)
+            kvm.vcpus[1].cpu.tlb = frozenset()
+            spawn(kvm_delete_memslot, kvm, 0, name="memslot")
+            spawn(_fault, kvm.vcpus[1], 0, True, name="vcpu1")
+
+        stage = Stage(setup)
+        stage.until("memslot", "rcu_assign_pointer", "kvm_swap_active_memslots")
+        stage.finish("vcpu1")
+        return stage
+
+    assert _result(stage_of(V6_12)) == RetPf.RETRY
+    broken = stage_of(V6_12.without("invalid-slot-retry"))
+    assert _result(broken) == RetPf.EMULATE
+    assert any("(RWXAD) -> " in line for line in broken.story)
+
+
+def _after_invalidations(design: Design, count: int) -> int:
+    mm_bits = KvmParams(mmu_seq_bits=4)
+    kvm = stage_vm(design, params=mm_bits)
+    for _ in range(count):
+        kvm_zap_gfn_range(kvm, 0, 1)
+    return _fault(kvm.vcpus[0], 0, True)
+
+
+@pytest.mark.parametrize("design", [V5_16, V5_18], ids=lambda design: design.name)
+def test_a_sequence_number_that_does_not_fit_makes_every_fault_retry(design: Design) -> None:
+    assert [run_alone(_after_invalidations, design, count)[0] for count in (1, 2, 3)] == [
+        RetPf.FIXED,
+        RetPf.RETRY,
+        RetPf.RETRY,
+    ]
+
+
+@pytest.mark.parametrize("design", [V5_13, V6_12], ids=lambda design: design.name)
+def test_all_bits_of_the_sequence_number_are_kept(design: Design) -> None:
+    assert [run_alone(_after_invalidations, design, count)[0] for count in (2, 15, 16)] == [RetPf.FIXED] * 3
+
+
+def test_without_all_bits_of_the_sequence_number_a_vcpu_never_gets_on() -> None:
+    def setup(design: Design) -> None:
+        kvm = stage_vm(design, params=KvmParams(mmu_seq_bits=4))
+        for _ in range(2):
+            kvm_zap_gfn_range(kvm, 0, 1)
+        spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], write(0), name="vcpu0")
+
+    def found(design: Design) -> set[str]:
+        search = StateSearch(functools.partial(setup, design))
+        try:
+            outcome = search.run()
+        finally:
+            search.close()
+        return {found.violation.rule for found in outcome.found}
+
+    assert found(V6_12.without("full-mmu-seq")) == {"livelock"}
+    assert found(V6_12) == set()
+
+
+def test_a_write_to_a_tracked_page_is_emulated() -> None:
+    def program() -> tuple[int, int]:
+        kvm = make_vm(V6_12, (0,))
+        populate(kvm)
+        kvm_write_track_add_gfn(kvm, 0)
+        return kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], write(0)), _fault(kvm.vcpus[0], 0, True)
+
+    result, stage = run_alone(program)
+    # with nothing mapped, or the mapping known not to be present, the fault finds out when it makes the SPTE
+    assert result == (0, RetPf.WRITE_PROTECTED)
+    assert "KVM emulates the write to gfn 0x0" in stage.story

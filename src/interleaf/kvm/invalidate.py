@@ -44,7 +44,7 @@ def kvm_mmu_invalidate_end(kvm: Kvm) -> None:
     """The invalidation ends: faults that have looked up a pfn until now must try again. mmu_lock held for write."""
     lockdep_assert_held_write(kvm.mmu_lock)
     # the fault takes its snapshot without the lock
-    WRITE_ONCE(kvm, Kvm.mmu_invalidate_seq, kvm.mmu_invalidate_seq + 1)
+    WRITE_ONCE(kvm, Kvm.mmu_invalidate_seq, (kvm.mmu_invalidate_seq + 1) % (1 << kvm.params.mmu_seq_bits))
     kvm.mmu_invalidate_in_progress -= 1
     BUG_ON(kvm.mmu_invalidate_in_progress < 0, "an invalidation ends that never began")
 

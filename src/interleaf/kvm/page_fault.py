@@ -134,7 +134,7 @@ def mmu_invalidate_retry_gfn_unsafe(memory: Memory, kvm: Kvm, mmu_seq: int, gfn:
     If so it will be when mmu_lock is held, too, so it does not matter at which moment the question is asked: here it
     is right after the lookup.
     """
-    return remembered_mmu_seq(kvm, mmu_seq) == mmu_seq and _must_retry(memory, kvm, gfn, mmu_seq)
+    return _must_retry(memory, kvm, gfn, mmu_seq)
 
 
 @routine
