@@ -114,8 +114,7 @@ def test_the_exit_code_tells_what_the_answer_is_worth(tmp_path: Path) -> None:
     for extra, code in (("", 0), ("CPU:0 [LOST 3 EVENTS]\n", 3), ("a-1 [000] ..... 2.000001: sched_switch: x\n", 0)):
         (tmp_path / "trace").write_text(text + extra)
         assert summarise(tmp_path / "trace", None, None, None, False) == code
-    lines = [line for line in trace_of("6.12/runA/w09_mmio").parent.joinpath("uname.txt").read_text().splitlines()]
-    (tmp_path / "trace").write_text("\n".join(lines) + "\n")
+    (tmp_path / "trace").write_text((trace_of("6.12/runA/w09_mmio").parent / "uname.txt").read_text())
     with pytest.raises(Refused, match="no event"):
         summarise(tmp_path / "trace", None, None, None, False)
 
