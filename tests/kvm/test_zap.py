@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from interleaf.designs import V6_12
+from interleaf.kvm.design import Design
 from interleaf.kvm.kvm_host import Kvm, KvmModule
+from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, write
 from interleaf.kvm.vm import kvm_put_kvm
 from interleaf.kvm.zap import kvm_mmu_zap_all, kvm_mmu_zap_all_fast, kvm_zap_gfn_range, set_nx_huge_pages
 from interleaf.linux.mutex import mutex_lock, mutex_unlock
@@ -106,3 +108,34 @@ def test_nx_huge_pages_does_not_find_a_destroyed_vm() -> None:
         return len(the(KvmModule).vm_list)
 
     assert run_alone(program)[0] == 0
+
+
+def _zap_while_a_fault_is_on_its_way(design: Design) -> Stage:
+    """The fault has looked up its page; the range is zapped, except that the walk gives mmu_lock up behind its gfn."""
+
+    def setup() -> None:
+        kvm = make_vm(design, (0x5000, 0x5001), 2)
+        populate(kvm)
+        kvm_zap_gfn_range(kvm, 0x5000, 0x5001)
+        spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], write(0x5000), name="vcpu0")
+        spawn(kvm_zap_gfn_range, kvm, 0x5000, 0x5002, name="zap")
+
+    stage = Stage(setup)
+    assert stage.until("vcpu0", "_follow_pte", "get_user_page")
+    assert stage.until("zap", "write_unlock", "tdp_mmu_iter_cond_resched", contended=True)
+    assert stage.until("vcpu0", "put_page_testzero", "put_page")
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("design", "retries"),
+    [(V6_12, True), (V6_12.without("zap-range-counts"), False), (V6_12.without("zap-range-unit"), False)],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_fault_does_not_map_behind_the_back_of_a_zap(design: Design, retries: bool) -> None:
+    """B49, B50: what the fault has looked up is of before the change for which the range is zapped."""
+    stage = _zap_while_a_fault_is_on_its_way(design)
+    assert any("tries again" in line for line in stage.story) is retries
+    stage.finish("zap")
+    stage.finish_all()
+    assert not stage.violations
