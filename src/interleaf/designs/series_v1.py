@@ -9,6 +9,8 @@ from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
 from interleaf.kvm.request import kvm_reload_remote_mmus
 from interleaf.kvm.tdp import tdp_mmu
 from interleaf.kvm.tdp.changed import (
+    ATOMIC_FROZEN_WARN,
+    EXCLUSIVE_FROZEN_WARN,
     REMOVED_PT_FLUSH_START,
     REMOVED_PT_FLUSHES,
     XCHG_VOLATILE,
@@ -22,7 +24,7 @@ from interleaf.kvm.tdp.roots import expect_nothing_left, kvm_mmu_init_tdp_mmu, s
 from interleaf.kvm.tdp.split import EAGER_SPLIT
 from interleaf.kvm.tdp.unmap import UNMAP_INVALID_ROOTS
 from interleaf.kvm.tdp.wrprot import WRPROT_MMU_WRITABLE
-from interleaf.kvm.tdp.zap import FLUSH_IN_RCU
+from interleaf.kvm.tdp.zap import FLUSH_IN_RCU, MAX_GFN_OF_ARCHITECTURE
 from interleaf.linux.list import list_del_rcu, list_for_each_entry
 from interleaf.linux.lockdep import lockdep_assert_held_read, lockdep_assert_held_write
 from interleaf.linux.rcu import call_rcu, rcu_read_lock, rcu_read_unlock
@@ -33,6 +35,7 @@ from interleaf.runtime import checkpoint, current_task, routine, say
 
 from .v5_18 import V5_18
 from .zap_gfn_range import (
+    ZAP_ALL_WHOLE,
     kvm_tdp_mmu_unmap_gfn_range,
     kvm_tdp_mmu_zap_all,
     kvm_tdp_mmu_zap_leafs,
@@ -118,11 +121,14 @@ SERIES_V1 = V5_18.derive(
     "series-v1",
     "The last put of a root takes it off the list and then zaps it, giving mmu_lock up on the way.",
     ("20211120045046.3940942-1-seanjc@google.com", "20211120045046.3940942-11-seanjc@google.com"),
-    obeys=(GET_PAGE_TRACED_AT_LINK, REMOVED_PT_FLUSHES, REMOVED_PT_FLUSH_START),
+    obeys=(GET_PAGE_TRACED_AT_LINK, REMOVED_PT_FLUSHES, REMOVED_PT_FLUSH_START, ZAP_ALL_WHOLE),
     drops=(
+        ATOMIC_FROZEN_WARN,
         EAGER_SPLIT,
+        EXCLUSIVE_FROZEN_WARN,
         FLUSH_IN_RCU,
         ITER_YIELDED,
+        MAX_GFN_OF_ARCHITECTURE,
         REPLACED_TABLE_FLUSH,
         UNMAP_INVALID_ROOTS,
         WRPROT_MMU_WRITABLE,

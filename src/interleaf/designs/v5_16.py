@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
-from interleaf.kvm.tdp.changed import tdp_mmu_free_sp_rcu_callback
+from interleaf.kvm.tdp.changed import LEAF_REPLACES_TABLE, tdp_mmu_free_sp_rcu_callback
 from interleaf.kvm.tdp.iter import ITER_YIELDED
 from interleaf.linux.list import list_del_rcu
 from interleaf.linux.rcu import call_rcu
@@ -34,5 +34,6 @@ V5_16 = SERIES_V1.derive(
     "The last put of a root zaps it without yielding; notifiers skip invalid roots.",
     ("7533377215b6", "a955cad84cda", "18c841e1f411", "574c3c55e969", "4b85c921cd39", "3a0f64de479c"),
     obeys=(ITER_YIELDED,),
+    drops=(LEAF_REPLACES_TABLE,),
     kvm_tdp_mmu_put_root=kvm_tdp_mmu_put_root,
 )

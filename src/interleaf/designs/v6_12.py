@@ -17,7 +17,14 @@ from interleaf.kvm.page_fault import (
 )
 from interleaf.kvm.request import RELOAD_REQUEST
 from interleaf.kvm.tdp import roots, unmap
-from interleaf.kvm.tdp.changed import ATOMIC_ZAP_FLUSHES, DEFERRED_BOOKKEEPING, XCHG_VOLATILE
+from interleaf.kvm.tdp.changed import (
+    ATOMIC_FROZEN_WARN,
+    ATOMIC_ZAP_FLUSHES,
+    DEFERRED_BOOKKEEPING,
+    EXCLUSIVE_FROZEN_WARN,
+    LEAF_REPLACES_TABLE,
+    XCHG_VOLATILE,
+)
 from interleaf.kvm.tdp.collapse import COLLAPSE_LEAFS, COLLAPSE_PARENTS
 from interleaf.kvm.tdp.dirty import CLEAR_DIRTY_ATOMIC, CLEAR_DIRTY_BY_ROOT
 from interleaf.kvm.tdp.iter import ITER_YIELDED
@@ -32,11 +39,18 @@ from interleaf.kvm.tdp.masks import VOLATILE_ACCESSED
 from interleaf.kvm.tdp.split import EAGER_SPLIT, SPLIT_ALLOCATES_UNLOCKED, SPLIT_VALID_ROOTS
 from interleaf.kvm.tdp.spte import LEAF_WRITABLE_HINT, REMADE_SPTE_CLEAN
 from interleaf.kvm.tdp.wrprot import WRPROT_MMU_WRITABLE, WRPROT_VALID_ROOTS
-from interleaf.kvm.tdp.zap import FLUSH_IN_RCU, FORWARD_PROGRESS, SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST
+from interleaf.kvm.tdp.zap import (
+    FLUSH_IN_RCU,
+    FORWARD_PROGRESS,
+    MAX_GFN_OF_ARCHITECTURE,
+    SKIP_FLUSH_INVALID,
+    ZAP_SMALL_FIRST,
+)
 from interleaf.kvm.zap import SLOT_ZAP_QUIRK, ZAP_ALL_SLOTS_LOCK, ZAP_RANGE_COUNTS, ZAP_RANGE_UNIT
 
 RULES = (
     ADJUST_CHECKS_DISALLOWED,
+    ATOMIC_FROZEN_WARN,
     ATOMIC_ZAP_FLUSHES,
     CLEAR_DIRTY_ATOMIC,
     CLEAR_DIRTY_BY_ROOT,
@@ -47,6 +61,7 @@ RULES = (
     DEFERRED_BOOKKEEPING,
     EAGER_SPLIT,
     ENABLE_LOG_FLUSHES,
+    EXCLUSIVE_FROZEN_WARN,
     FAST_PAGE_FAULT,
     FLUSH_IN_RCU,
     FORWARD_PROGRESS,
@@ -55,9 +70,11 @@ RULES = (
     FULL_MMU_SEQ,
     INVALID_SLOT_RETRY,
     ITER_YIELDED,
+    LEAF_REPLACES_TABLE,
     LEAF_WRITABLE_HINT,
     MAP_AT_GOAL_ONLY,
     MAP_LEVEL_GUARD,
+    MAX_GFN_OF_ARCHITECTURE,
     MMIO_GENERATION_WRAP,
     MMIO_REFUSES_UPDATE,
     NOTIFIER_RETRY,

@@ -5,7 +5,8 @@ v5.18 split it into zapping roots and zapping leafs.
 
 from __future__ import annotations
 
-from interleaf.hw.page_table import PG_LEVEL_4K, ROOT_LEVEL
+from interleaf.hw.page_table import PG_LEVEL_4K
+from interleaf.kvm.design import rule
 from interleaf.kvm.kvm_host import Kvm, KvmGfnRange, KvmMmuPage
 from interleaf.kvm.tdp.changed import tdp_mmu_iter_set_spte, tdp_mmu_zap_spte_atomic
 from interleaf.kvm.tdp.iter import tdp_iter_next, tdp_iter_start
@@ -13,10 +14,16 @@ from interleaf.kvm.tdp.references import root_zapped
 from interleaf.kvm.tdp.spte import is_last_spte, is_shadow_present_pte
 from interleaf.kvm.tdp.tdp_mmu import tdp_mmu_next_root, tdp_mmu_next_root_of
 from interleaf.kvm.tdp.unmap import carried
-from interleaf.kvm.tdp.zap import FLUSH_IN_RCU, MAX_GFN, tdp_mmu_iter_cond_resched
+from interleaf.kvm.tdp.zap import FLUSH_IN_RCU, tdp_mmu_iter_cond_resched, tdp_mmu_max_gfn_exclusive
 from interleaf.kvm.tlb import kvm_flush_remote_tlbs
 from interleaf.linux.rcu import rcu_read_lock, rcu_read_unlock
 from interleaf.runtime import checkpoint, routine
+
+ZAP_ALL_WHOLE = rule(
+    "zap-all-ignores-end",
+    "Whoever zaps everything zaps every entry of the root, even one that reaches beyond the largest gfn.",
+    "524a1e4e381f",
+)
 
 
 @routine
@@ -27,15 +34,17 @@ def zap_gfn_range(kvm: Kvm, root: KvmMmuPage, start: int, end: int, can_yield: b
     already. Returns whether one is pending afterwards; an atomic zap flushes by itself, and a design that flushes in
     RCU readers does so before this returns. mmu_lock held: for read if `shared`, else for write.
     """
-    zap_all = start == 0 and end >= MAX_GFN
-    nonpresent = kvm.design.shadow_nonpresent_value
+    max_gfn = tdp_mmu_max_gfn_exclusive(kvm)
+    zap_all, end = start == 0 and end >= max_gfn, min(end, max_gfn)
+    whole = zap_all and kvm.design.obeys(ZAP_ALL_WHOLE)
+    nonpresent = kvm.masks.nonpresent
     rcu_read_lock()
-    it = tdp_iter_start(kvm, root, ROOT_LEVEL if zap_all else PG_LEVEL_4K, start)
+    it = tdp_iter_start(kvm, root, kvm.platform.levels if zap_all else PG_LEVEL_4K, start)
     while it is not None and it.gfn < end:
         checkpoint()
         if can_yield:
             it = tdp_mmu_iter_cond_resched(kvm, it, flush, shared)
-        inside = start <= it.gfn and it.end <= end
+        inside = whole or (start <= it.gfn and it.end <= end)
         if it.yielded:
             flush = False
         elif is_shadow_present_pte(it.old_spte) and (inside or is_last_spte(it.old_spte, it.level)):
@@ -63,7 +72,7 @@ def zap_gfn_range(kvm: Kvm, root: KvmMmuPage, start: int, end: int, can_yield: b
 @routine
 def zap_whole_root(kvm: Kvm, root: KvmMmuPage, can_yield: bool, shared: bool) -> bool:
     """Zap everything under a root; returns whether a TLB flush is pending."""
-    return zap_gfn_range(kvm, root, 0, MAX_GFN, can_yield, False, shared)
+    return zap_gfn_range(kvm, root, 0, tdp_mmu_max_gfn_exclusive(kvm), can_yield, False, shared)
 
 
 @routine
@@ -96,5 +105,5 @@ def kvm_tdp_mmu_zap_leafs(kvm: Kvm, start: int, end: int, flush: bool) -> bool:
 @routine
 def kvm_tdp_mmu_zap_all(kvm: Kvm) -> None:
     """Zap all roots on which a reference can be taken, and flush."""
-    if kvm_tdp_mmu_zap_leafs(kvm, 0, MAX_GFN, False):
+    if kvm_tdp_mmu_zap_leafs(kvm, 0, tdp_mmu_max_gfn_exclusive(kvm), False):
         kvm_flush_remote_tlbs(kvm)

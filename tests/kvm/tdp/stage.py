@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import TypeVar
 
+from interleaf.hw.platform import EPT, Platform
 from interleaf.kvm.design import Design
 from interleaf.kvm.kvm_host import Kvm
 from interleaf.kvm.memslots import kvm_create_memslot
@@ -90,13 +91,13 @@ class Stage:
         return step
 
 
-def make_vm(design: Design, gfns: tuple[int, ...], vcpus: int = 1) -> Kvm:
+def make_vm(design: Design, gfns: tuple[int, ...], vcpus: int = 1, platform: Platform = EPT) -> Kvm:
     """A VM whose memory is at `gfns` only; memslot 0 covers them, and the page of gfn n is at hva n."""
     mm = mm_alloc(1)
     first, last = gfns[0], gfns[-1]
     for gfn in gfns:
         mmap(mm, gfn, 1)
-    kvm = kvm_create_vm(design, mm, gfns)
+    kvm = kvm_create_vm(design, mm, gfns, platform)
     kvm_create_memslot(kvm, 0, first, last - first + 1, first)
     for _ in range(vcpus):
         kvm_vm_ioctl_create_vcpu(kvm)
@@ -120,6 +121,18 @@ def run_alone(function: Callable[..., T], *arguments: Value) -> tuple[T, Stage]:
     assert not stage.violations, stage.violations
     result = stage.peek(singleton(stage.execution.world, Result), Result.value)
     return result, stage
+
+
+def traced(function: Callable[..., object], *arguments: Value) -> list[object]:
+    """Run `function(*arguments)` as the only task; returns what it has traced."""
+    world, records = World(), list[object]()
+    world.listener = lambda task, record: records.append(record) if task.name == "test" else None
+    run = Execution(world, lambda: spawn(function, *arguments, name="test"))
+    while run.unfinished:
+        step = run.step(run.unfinished[0])
+        assert step is not None
+        assert not step.violations, step.violations
+    return records
 
 
 def _store(function: Callable[..., Value], arguments: tuple[Value, ...]) -> None:

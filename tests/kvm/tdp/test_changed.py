@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+
 from interleaf.designs import V5_16, V5_18, V6_12
 from interleaf.hw import ept
-from interleaf.hw.page_table import PG_LEVEL_4K, ROOT_LEVEL
+from interleaf.hw.page_table import PG_LEVEL_2M, PG_LEVEL_4K, ROOT_LEVEL
+from interleaf.hw.platform import EPT
 from interleaf.kvm.design import Design
-from interleaf.kvm.kvm_host import ACC_ALL, Kvm, KvmMmuPage
+from interleaf.kvm.kvm_host import ACC_ALL, Kvm, KvmMmuPage, KvmMmuPageRole
 from interleaf.kvm.tdp.changed import (
+    ATOMIC_FROZEN_WARN,
+    EXCLUSIVE_FROZEN_WARN,
+    LEAF_REPLACES_TABLE,
+    handle_changed_spte,
     kvm_tdp_mmu_write_spte,
+    tdp_mmu_clear_spte_bits,
     tdp_mmu_iter_set_spte,
     tdp_mmu_set_spte_atomic,
     tdp_mmu_zap_spte_atomic,
 )
 from interleaf.kvm.tdp.entries import write_spte
 from interleaf.kvm.tdp.iter import TdpIter, tdp_iter_next, tdp_iter_start
-from interleaf.kvm.tdp.spte import is_shadow_present_pte, make_spte
+from interleaf.kvm.tdp.link import tdp_mmu_alloc_sp, tdp_mmu_link_sp
+from interleaf.kvm.tdp.spte import is_shadow_present_pte, make_mmio_spte, make_nonleaf_spte, make_spte
+from interleaf.kvm.trace import PrepareZapPage, SpteChanged
 from interleaf.linux.rcu import rcu_read_lock, rcu_read_unlock
 from interleaf.linux.rwlock import read_lock, read_unlock, write_lock, write_unlock
+from interleaf.mm.mm import mm_alloc
 from interleaf.mm.page import Page, alloc_page, page_at
-from interleaf.runtime import Value, spawn
+from interleaf.runtime import Value, new, spawn
 
-from .stage import Stage, make_vm, populate, run_alone
+from .stage import Stage, make_vm, populate, run_alone, traced
 
 GFN = 8
 
@@ -195,3 +206,129 @@ def test_a_present_leaf_must_not_change_to_another_page() -> None:
     stage = Stage(setup)
     stage.finish("changer")
     assert stage.rules == {"I3"}
+
+
+def _large_vm(design: Design) -> tuple[Kvm, KvmMmuPage]:
+    """A VM whose walks visit every entry, and its root."""
+    kvm = new(Kvm, design=design, mm=mm_alloc(1), gfns=None, platform=EPT)
+    root = tdp_mmu_alloc_sp(kvm, 0, KvmMmuPageRole())
+    return kvm, root
+
+
+def _tear_down(design: Design, shared: bool) -> None:
+    """One table, with a page and an MMIO SPTE, is unlinked from a table of level 2."""
+    kvm, _ = _large_vm(design)
+    upper = tdp_mmu_alloc_sp(kvm, 0, KvmMmuPageRole(level=PG_LEVEL_2M))
+    (read_lock if shared else write_lock)(kvm.mmu_lock)
+    rcu_read_lock()
+    it = TdpIter((upper,), 0, PG_LEVEL_2M, kvm.masks.nonpresent, 0, 0, PG_LEVEL_2M, 0)
+    table = tdp_mmu_alloc_sp(kvm, 0, KvmMmuPageRole(level=PG_LEVEL_4K))
+    assert tdp_mmu_link_sp(kvm, it, table, shared)
+    leaf, _ = make_spte(kvm, KvmMmuPageRole(level=PG_LEVEL_4K), None, ACC_ALL, 3, alloc_page().pfn, 0)
+    write_spte(kvm, None, table, 3, PG_LEVEL_4K, leaf)
+    write_spte(kvm, None, table, 5, PG_LEVEL_4K, make_mmio_spte(kvm, 2, 5, ACC_ALL))
+    it = it._replace(old_spte=make_nonleaf_spte(kvm.masks, table.pfn, False))
+    if shared:
+        assert tdp_mmu_set_spte_atomic(kvm, it, kvm.masks.nonpresent) is None
+    else:
+        tdp_mmu_iter_set_spte(kvm, it, kvm.masks.nonpresent)
+    rcu_read_unlock()
+    (read_unlock if shared else write_unlock)(kvm.mmu_lock)
+
+
+def test_a_table_that_is_torn_down_is_traced_after_its_parent_and_before_its_entries() -> None:
+    for design in (V5_16, V5_18, V6_12):
+        for shared, visited in ((True, range(512)), (False, (3,))):
+            records = traced(_tear_down, design, shared)
+            changes = [record for record in records if isinstance(record, SpteChanged)]
+            linked, unlinked, *below = changes
+            assert (linked.new_spte, unlinked.new_spte) == (unlinked.old_spte, design.shadow_nonpresent_value)
+            assert [type(record) for record in records][-len(below) - 2 :] == [
+                SpteChanged,
+                PrepareZapPage,
+                *[SpteChanged] * len(below),
+            ]
+            assert [(change.gfn, change.level) for change in below] == [(gfn, 1) for gfn in visited]
+            assert {change.new_spte for change in below} == {design.removed_spte}
+            if shared:
+                assert below[0].old_spte == design.shadow_nonpresent_value
+                assert below[5].old_spte & 0b111 == 0b110, "MMIO"
+
+
+def _zap_one(design: Design) -> None:
+    kvm = vm(design)
+    read_lock(kvm.mmu_lock)
+    rcu_read_lock()
+    tdp_mmu_zap_spte_atomic(kvm, find(kvm, PG_LEVEL_4K))
+    rcu_read_unlock()
+    read_unlock(kvm.mmu_lock)
+
+
+def test_of_an_atomic_zap_only_one_of_the_two_writes_is_traced() -> None:
+    for design, new_spte in ((V5_16, 0x5A0), (V6_12, 1 << 63)):
+        [last] = [record for record in traced(_zap_one, design) if isinstance(record, SpteChanged)][-1:]
+        assert (last.gfn, last.level, last.new_spte) == (GFN, 1, new_spte)
+
+
+def _clear(design: Design, seen_clean: bool) -> tuple[int, int, int]:
+    kvm = vm(design)
+    write_lock(kvm.mmu_lock)
+    rcu_read_lock()
+    it = find(kvm, PG_LEVEL_4K)
+    actual, dirty = it.old_spte, ept.VMX_EPT_DIRTY_BIT
+    if seen_clean:
+        it = it._replace(old_spte=actual & ~dirty)
+    was = tdp_mmu_clear_spte_bits(kvm, it, dirty)
+    rcu_read_unlock()
+    write_unlock(kvm.mmu_lock)
+    return was, actual, it.sp.spt[GFN]
+
+
+def test_bits_are_cleared_from_what_is_there_now() -> None:
+    for seen_clean in (False, True):
+        (was, actual, left), _ = run_alone(_clear, V6_12, seen_clean)
+        assert was == actual
+        assert left == actual & ~ept.VMX_EPT_DIRTY_BIT
+
+
+def _replace_table(design: Design) -> bool:
+    kvm, _ = _large_vm(design)
+    table = tdp_mmu_alloc_sp(kvm, 0, KvmMmuPageRole(level=PG_LEVEL_4K))
+    old_spte = make_nonleaf_spte(kvm.masks, table.pfn, False)
+    new_spte = old_spte | ept.PT_PAGE_SIZE_MASK | kvm.masks.host_writable | kvm.masks.mmu_writable
+    write_lock(kvm.mmu_lock)
+    rcu_read_lock()
+    handle_changed_spte(kvm, 0, 0, old_spte, new_spte, PG_LEVEL_2M, False)
+    rcu_read_unlock()
+    write_unlock(kvm.mmu_lock)
+    return True
+
+
+def test_a_table_is_torn_down_when_a_leaf_of_the_same_frame_takes_its_place() -> None:
+    for design, torn_down in ((V6_12, 1), (V6_12.without(LEAF_REPLACES_TABLE.name), 0)):
+        records = traced(_replace_table, design)
+        assert sum(isinstance(record, PrepareZapPage) for record in records) == torn_down
+
+
+def _update_frozen(design: Design, shared: bool) -> None:
+    kvm = vm(design)
+    (read_lock if shared else write_lock)(kvm.mmu_lock)
+    rcu_read_lock()
+    it = find(kvm, PG_LEVEL_4K)
+    if shared:
+        tdp_mmu_set_spte_atomic(kvm, it._replace(old_spte=kvm.masks.frozen), kvm.masks.nonpresent)
+    else:
+        tdp_mmu_iter_set_spte(kvm, it, kvm.masks.frozen)
+    rcu_read_unlock()
+    (read_unlock if shared else write_unlock)(kvm.mmu_lock)
+
+
+def test_frozen_entries_are_reported_where_they_are_not_expected() -> None:
+    for shared, rule in ((True, ATOMIC_FROZEN_WARN), (False, EXCLUSIVE_FROZEN_WARN)):
+        for design, rules in (
+            (V6_12, {"frozen-spte-atomic" if shared else "frozen-spte-exclusive"}),
+            (V6_12.without(rule.name), set()),
+        ):
+            stage = Stage(functools.partial(spawn, _update_frozen, design, shared, name="task"))
+            stage.finish_all()
+            assert stage.rules == rules

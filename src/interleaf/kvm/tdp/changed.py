@@ -7,20 +7,25 @@ Whoever makes a change then does the book-keeping for the value that it has repl
 
 from __future__ import annotations
 
-from interleaf.hw.page_table import entries_for, pages_per_entry
+from interleaf.hw.page_table import next_entry, pages_per_entry
 from interleaf.kvm.design import rule
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
+from interleaf.kvm.nx_huge_page import unaccount_nx_huge_page
 from interleaf.kvm.pfn import kvm_set_pfn_accessed, kvm_set_pfn_dirty
 from interleaf.kvm.tlb import kvm_flush_remote_tlbs_range
+from interleaf.kvm.trace import trace_kvm_mmu_prepare_zap_page, trace_kvm_tdp_mmu_spte_changed
+from interleaf.linux.atomic import READ_ONCE
 from interleaf.linux.lockdep import lockdep_assert_held_read, lockdep_assert_held_write
 from interleaf.linux.rcu import call_rcu, frees_only
 from interleaf.linux.slab import kmem_cache_free
+from interleaf.linux.spinlock import spin_lock, spin_unlock
 from interleaf.runtime import checkpoint, routine, warn
 
 from .entries import clear_spte_bits, cmpxchg_spte, kvm_tdp_mmu_read_spte, write_spte, xchg_spte
-from .iter import TdpIter, spte_to_child_pt
+from .iter import TdpIter, kvm_mmu_page_as_id, spte_to_child_pt
 from .references import page_unlinked
 from .spte import (
+    check_spte_writable_invariants,
     is_accessed_spte,
     is_dirty_spte,
     is_last_spte,
@@ -59,6 +64,21 @@ DEFERRED_BOOKKEEPING = rule(
     "An atomic zap freezes the SPTE first, and does the book-keeping for the old value after the flush.",
     "v6.10",
 )
+LEAF_REPLACES_TABLE = rule(
+    "leaf-replaces-table",
+    "A table is torn down when a leaf takes its place, whether or not the leaf's frame is another than the table's.",
+    "c8e5a0d0e9bc",
+)
+EXCLUSIVE_FROZEN_WARN = rule(
+    "warn-frozen-exclusive",
+    "An exclusive update expects neither to replace a frozen SPTE, nor to freeze one.",
+    "966da62adaf1",
+)
+ATOMIC_FROZEN_WARN = rule(
+    "warn-frozen-atomic",
+    "An atomic update of an SPTE that was seen frozen is not only refused, but also reported: nobody should try it.",
+    "396fd74d6134",
+)
 
 
 @routine
@@ -71,7 +91,7 @@ def tdp_mmu_set_spte_atomic(kvm: Kvm, it: TdpIter, new_spte: int) -> int | None:
     lockdep_assert_held_read(kvm.mmu_lock)
     found = _cmpxchg(kvm, it, new_spte)
     if found is None:
-        handle_changed_spte(kvm, it.gfn, it.old_spte, new_spte, it.level, True)
+        handle_changed_spte(kvm, it.as_id, it.gfn, it.old_spte, new_spte, it.level, True)
     return found
 
 
@@ -83,33 +103,53 @@ def tdp_mmu_zap_spte_atomic(kvm: Kvm, it: TdpIter) -> int | None:
     for read.
     """
     lockdep_assert_held_read(kvm.mmu_lock)
-    design = kvm.design
-    deferred = design.obeys(DEFERRED_BOOKKEEPING)
-    found = _cmpxchg(kvm, it, design.removed_spte)
+    masks, gfn, level = kvm.masks, it.gfn, it.level
+    deferred = kvm.design.obeys(DEFERRED_BOOKKEEPING)
+    found = _cmpxchg(kvm, it, masks.frozen)
     if found is not None:
         return found
     if not deferred:
-        handle_changed_spte(kvm, it.gfn, it.old_spte, design.removed_spte, it.level, True)
-    if design.obeys(ATOMIC_ZAP_FLUSHES):
-        kvm_flush_remote_tlbs_range(kvm, it.gfn, pages_per_entry(it.level))
-    write_spte(kvm, it.root, it.sp, it.gfn, it.level, design.shadow_nonpresent_value)
+        handle_changed_spte(kvm, it.as_id, gfn, it.old_spte, masks.frozen, level, True)
+    if kvm.design.obeys(ATOMIC_ZAP_FLUSHES):
+        kvm_flush_remote_tlbs_range(kvm, gfn, pages_per_entry(level))
+    write_spte(kvm, it.root, it.sp, gfn, level, masks.nonpresent)
     if deferred:
-        handle_changed_spte(kvm, it.gfn, it.old_spte, design.shadow_nonpresent_value, it.level, True)
+        handle_changed_spte(kvm, it.as_id, gfn, it.old_spte, masks.nonpresent, level, True)
     return None
 
 
 @routine
-def tdp_mmu_iter_set_spte(kvm: Kvm, it: TdpIter, new_spte: int) -> None:
-    """Set the entry, with nobody else changing it. In an RCU reader, mmu_lock held for write."""
+def tdp_mmu_iter_set_spte(kvm: Kvm, it: TdpIter, new_spte: int) -> int:
+    """Set the entry, with nobody else changing it; returns what it was. In an RCU reader, mmu_lock held for write."""
+    return _set_spte(kvm, it.as_id, it.root, it.sp, it.gfn, it.level, it.old_spte, new_spte)
+
+
+@routine
+def tdp_mmu_set_spte(
+    kvm: Kvm, root: KvmMmuPage | None, sp: KvmMmuPage, gfn: int, level: int, old_spte: int, new_spte: int
+) -> int:
+    """The same for the entry of `sp` for `gfn`, which was last seen as `old_spte`. `root`: where `sp` is, as far as it
+    is known."""
+    return _set_spte(kvm, kvm_mmu_page_as_id(sp), root, sp, gfn, level, old_spte, new_spte)
+
+
+@routine
+def _set_spte(
+    kvm: Kvm, as_id: int, root: KvmMmuPage | None, sp: KvmMmuPage, gfn: int, level: int, old_spte: int, new_spte: int
+) -> int:
     lockdep_assert_held_write(kvm.mmu_lock)
-    frozen = is_removed_spte(kvm.masks, it.old_spte) or is_removed_spte(kvm.masks, new_spte)
+    masks = kvm.masks
+    frozen = is_removed_spte(masks, old_spte)
+    if kvm.design.obeys(EXCLUSIVE_FROZEN_WARN):
+        frozen = frozen or is_removed_spte(masks, new_spte)
     warn(
         "frozen-spte-exclusive",
         frozen,
-        f"an SPTE of gfn {it.gfn:#x} is frozen or unfrozen under mmu_lock held for write, where nobody freezes",
+        f"an SPTE of gfn {gfn:#x} is frozen or unfrozen under mmu_lock held for write, where nobody freezes",
     )
-    old_spte = kvm_tdp_mmu_write_spte(kvm, it.root, it.sp, it.gfn, it.level, it.old_spte, new_spte)
-    handle_changed_spte(kvm, it.gfn, old_spte, new_spte, it.level, False)
+    old_spte = kvm_tdp_mmu_write_spte(kvm, root, sp, gfn, level, old_spte, new_spte)
+    handle_changed_spte(kvm, as_id, gfn, old_spte, new_spte, level, False)
+    return old_spte
 
 
 @routine
@@ -130,88 +170,104 @@ def tdp_mmu_clear_spte_bits(kvm: Kvm, it: TdpIter, mask: int) -> int:
     held for write."""
     if spte_has_volatile_bits(kvm.masks, it.old_spte):
         return int(clear_spte_bits(kvm, it.root, it.sp, it.gfn, it.level, mask))
-    write_spte(kvm, it.root, it.sp, it.gfn, it.level, it.old_spte & ~mask)
+    write_spte(kvm, it.root, it.sp, it.gfn, it.level, it.old_spte & ~mask, it.old_spte)
     return it.old_spte
 
 
 @routine
-def handle_changed_spte(kvm: Kvm, gfn: int, old_spte: int, new_spte: int, level: int, shared: bool) -> None:
+def handle_changed_spte(kvm: Kvm, as_id: int, gfn: int, old_spte: int, new_spte: int, level: int, shared: bool) -> None:
     """What follows from the change of an SPTE from `old_spte` to `new_spte`.
 
     The state of a page that is not mapped any more (or is mapped clean, or old, from now on) is written back to
     the host, and a table that is not pointed to any more is torn down. In an RCU reader, mmu_lock held: for read
     if `shared`, else for write.
     """
-    masks = kvm.masks
-    was_present = is_shadow_present_pte(old_spte)
-    is_present = is_shadow_present_pte(new_spte)
-    was_leaf = was_present and is_last_spte(old_spte, level)
-    is_leaf = is_present and is_last_spte(new_spte, level)
-    pfn_changed = spte_to_pfn(old_spte) != spte_to_pfn(new_spte)
     if old_spte == new_spte:
         return
+    masks = kvm.masks
+    was_present, is_present = is_shadow_present_pte(old_spte), is_shadow_present_pte(new_spte)
+    trace_kvm_tdp_mmu_spte_changed(as_id, gfn, level, old_spte, new_spte)
     if not was_present and not is_present:
-        known = kvm.design.shadow_nonpresent_value
-        warn(
-            "nonpresent-spte-change",
-            not is_removed_spte(kvm.masks, new_spte) and not is_mmio_spte(kvm.masks, new_spte) and new_spte != known,
-            f"the SPTE of gfn {gfn:#x}, level {level}, changes from {old_spte:#x} to {new_spte:#x}: neither maps "
-            "anything, and the new value is not the frozen one",
-        )
+        _expect_special(kvm, gfn, old_spte, new_spte, level)
         return
-    if (
-        was_leaf
-        and is_dirty_spte(masks, old_spte)
-        and (not is_present or not is_dirty_spte(masks, new_spte) or pfn_changed)
-    ):
-        kvm_set_pfn_dirty(spte_to_pfn(old_spte))
-    if was_present and not was_leaf:
-        moved = is_present and not is_leaf and pfn_changed
+    was_leaf = was_present and is_last_spte(old_spte, level)
+    is_leaf = is_present and is_last_spte(new_spte, level)
+    gone = not is_present or spte_to_pfn(old_spte) != spte_to_pfn(new_spte)
+    if is_leaf:
+        check_spte_writable_invariants(masks, new_spte)
+    if was_leaf:
+        if is_dirty_spte(masks, old_spte) and (gone or not is_dirty_spte(masks, new_spte)):
+            kvm_set_pfn_dirty(spte_to_pfn(old_spte))
+        if is_accessed_spte(masks, old_spte) and (gone or not is_accessed_spte(masks, new_spte)):
+            kvm_set_pfn_accessed(spte_to_pfn(old_spte))
+        return
+    if was_present:
+        moved = gone and is_present and not is_leaf
         warn(
             "table-replaced-by-table",
             moved,
-            f"the SPTE of gfn {gfn:#x}, level {level}, changes from {show_spte(kvm.masks, old_spte, level)} to "
-            f"{show_spte(kvm.masks, new_spte, level)}",
+            f"the SPTE of gfn {gfn:#x}, level {level}, changes from {show_spte(masks, old_spte, level)} to "
+            f"{show_spte(masks, new_spte, level)}"
+            if moved
+            else "",
         )
         child = spte_to_child_pt(old_spte, level)
-        if child is not None and (is_leaf or not is_present or moved):
-            handle_removed_pt(kvm, child, gfn, level - 1, shared)
-    if (
-        was_leaf
-        and is_accessed_spte(masks, old_spte)
-        and (not is_present or not is_accessed_spte(masks, new_spte) or pfn_changed)
-    ):
-        kvm_set_pfn_accessed(spte_to_pfn(old_spte))
+        if child is not None and (gone or (is_leaf and kvm.design.obeys(LEAF_REPLACES_TABLE))):
+            handle_removed_pt(kvm, as_id, child, gfn, level - 1, shared)
+
+
+def _expect_special(kvm: Kvm, gfn: int, old_spte: int, new_spte: int, level: int) -> None:
+    """An SPTE that maps nothing has changed to another such: only freezing and MMIO SPTEs do that."""
+    masks = kvm.masks
+    known = is_removed_spte(masks, new_spte) or is_mmio_spte(masks, old_spte) or is_mmio_spte(masks, new_spte)
+    warn(
+        "nonpresent-spte-change",
+        not known,
+        f"the SPTE of gfn {gfn:#x}, level {level}, changes from {old_spte:#x} to {new_spte:#x}: neither maps "
+        "anything, and the new value is not the frozen one"
+        if not known
+        else "",
+    )
 
 
 @routine
-def handle_removed_pt(kvm: Kvm, sp: KvmMmuPage, base_gfn: int, level: int, shared: bool) -> None:
+def tdp_mmu_unlink_sp(kvm: Kvm, sp: KvmMmuPage) -> None:
+    """A table has been disconnected from its root: it does not count any more, nor could it be a huge page."""
+    page_unlinked(kvm)
+    if READ_ONCE(sp, KvmMmuPage.nx_huge_page_disallowed):
+        spin_lock(kvm.tdp_mmu_pages_lock)
+        unaccount_nx_huge_page(kvm, sp)
+        spin_unlock(kvm.tdp_mmu_pages_lock)
+
+
+@routine
+def handle_removed_pt(kvm: Kvm, as_id: int, sp: KvmMmuPage, base_gfn: int, level: int, shared: bool) -> None:
     """Tear down a table, of `level`, that has just been disconnected from its root.
 
     Others may still be walking in it (RCU), and install entries until each is frozen. The table is freed after a
     grace period. In an RCU reader, mmu_lock held: for read if `shared`, else for write.
     """
-    page_unlinked(kvm)
-    frozen = kvm.design.removed_spte
-    todo = tuple(base_gfn + index * pages_per_entry(level) for index in entries_for(kvm.gfns, base_gfn, level))
-    while todo:
+    trace_kvm_mmu_prepare_zap_page(sp)
+    tdp_mmu_unlink_sp(kvm, sp)
+    frozen, size, end = kvm.masks.frozen, pages_per_entry(level), base_gfn + pages_per_entry(level + 1)
+    gfn = next_entry(kvm.gfns, base_gfn, end, level)
+    while gfn is not None:
         checkpoint()
-        gfn, todo = todo[0], todo[1:]
         old_spte = _freeze_child(kvm, sp, gfn, level, shared)
         if old_spte is not None:
-            handle_changed_spte(kvm, gfn, old_spte, frozen, level, shared)
+            handle_changed_spte(kvm, as_id, gfn, old_spte, frozen, level, shared)
         del old_spte
+        gfn = next_entry(kvm.gfns, gfn + size, end, level)
     if kvm.design.obeys(REMOVED_PT_FLUSHES):
-        covered = pages_per_entry(level + 1)
-        start = base_gfn if kvm.design.obeys(REMOVED_PT_FLUSH_START) else base_gfn + covered - pages_per_entry(level)
-        kvm_flush_remote_tlbs_range(kvm, start, covered)
+        start = base_gfn if kvm.design.obeys(REMOVED_PT_FLUSH_START) else end - size
+        kvm_flush_remote_tlbs_range(kvm, start, end - base_gfn)
     call_rcu(tdp_mmu_free_sp_rcu_callback, sp)
 
 
 @routine
 def _freeze_child(kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int, shared: bool) -> int | None:
     """Freeze an entry of a disconnected table; returns what it was, or None if there is nothing to do for it."""
-    frozen = kvm.design.removed_spte
+    frozen = kvm.masks.frozen
     if not shared:
         old_spte = kvm_tdp_mmu_read_spte(kvm, sp, gfn, level)
         if not is_shadow_present_pte(old_spte):
@@ -220,7 +276,7 @@ def _freeze_child(kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int, shared: bool) 
     while True:
         checkpoint()
         found = xchg_spte(kvm, None, sp, gfn, level, frozen)
-        if not is_removed_spte(kvm.masks, found):
+        if found != frozen:
             return int(found)
         # somebody else has frozen it and is about to write it: wait for that value
         del found
@@ -234,12 +290,13 @@ def tdp_mmu_free_sp_rcu_callback(sp: KvmMmuPage) -> None:
 
 def _cmpxchg(kvm: Kvm, it: TdpIter, new_spte: int) -> int | None:
     """__tdp_mmu_set_spte_atomic(): None, or the value found if it is not `it.old_spte`."""
-    frozen = warn(
-        "frozen-spte-atomic",
-        is_removed_spte(kvm.masks, it.old_spte),
-        f"an SPTE of gfn {it.gfn:#x} that was seen frozen is to be changed: only the task that froze it may do that",
-    )
-    if frozen:
+    if is_removed_spte(kvm.masks, it.old_spte):
+        warn(
+            "frozen-spte-atomic",
+            kvm.design.obeys(ATOMIC_FROZEN_WARN),
+            f"an SPTE of gfn {it.gfn:#x} that was seen frozen is to be changed: only the task that froze it may do "
+            "that",
+        )
         return it.old_spte
     found = cmpxchg_spte(kvm, it.root, it.sp, it.gfn, it.level, it.old_spte, new_spte)
     return None if found == it.old_spte else found

@@ -1,12 +1,13 @@
-"""Zapping: a whole root, the leafs of a range, or a range with the tables inside it (kernel tdp_mmu.c, v6.12).
+"""Zapping: a whole root, the leafs of a range, or one table (kernel tdp_mmu.c, v6.12).
 
-All of them walk one root in an RCU reader and may give mmu_lock up on the way. What has been zapped is flushed
+The first two walk one root in an RCU reader and may give mmu_lock up on the way. What has been zapped is flushed
 before that, if anybody could still be using it.
 """
 
 from __future__ import annotations
 
-from interleaf.hw.page_table import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, ROOT_LEVEL
+from interleaf.hw.frames import PFN_LIMIT
+from interleaf.hw.page_table import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K
 from interleaf.kvm.design import rule
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
 from interleaf.kvm.tlb import kvm_flush_remote_tlbs
@@ -16,13 +17,11 @@ from interleaf.linux.refcount import refcount_read
 from interleaf.linux.rwlock import read_lock, read_unlock, rwlock_needbreak, write_lock, write_unlock
 from interleaf.runtime import checkpoint, current_task, routine, say, warn
 
-from .changed import tdp_mmu_iter_set_spte, tdp_mmu_set_spte_atomic
+from .changed import tdp_mmu_iter_set_spte, tdp_mmu_set_spte, tdp_mmu_set_spte_atomic
+from .entries import kvm_tdp_mmu_read_spte
 from .iter import TdpIter, tdp_iter_next, tdp_iter_start, tdp_iter_yielded
 from .references import root_zapped
 from .spte import is_last_spte, is_shadow_present_pte
-
-MAX_GFN = 1 << 36
-"""First gfn behind what four levels can map."""
 
 FORWARD_PROGRESS = rule(
     "forward-progress",
@@ -51,6 +50,21 @@ SKIP_FLUSH_INVALID = rule(
     "Zapping the leafs of an invalid root asks for no TLB flush, because no vCPU can be using it.",
     "99b85fda91b1",
 )
+
+
+MAX_GFN_OF_ARCHITECTURE = rule(
+    "zap-up-to-architecture-s-max-gfn",
+    "Whoever zaps everything goes up to the largest gfn that the architecture allows, instead of the largest that the "
+    "host says its processor has: under another hypervisor that may be too small.",
+    "86931ff7207b",
+)
+
+
+def tdp_mmu_max_gfn_exclusive(kvm: Kvm) -> int:
+    """The first gfn behind those that can be mapped (kvm_mmu_max_gfn() + 1; tdp_mmu_max_gfn_host() up to v5.17)."""
+    if kvm.design.obeys(MAX_GFN_OF_ARCHITECTURE):
+        return PFN_LIMIT
+    return 1 << kvm.platform.maxphyaddr - 12
 
 
 @routine
@@ -102,7 +116,7 @@ def tdp_mmu_zap_root(kvm: Kvm, root: KvmMmuPage, shared: bool) -> None:
         __tdp_mmu_zap_root(kvm, root, shared, PG_LEVEL_4K)
         __tdp_mmu_zap_root(kvm, root, shared, PG_LEVEL_2M)
     __tdp_mmu_zap_root(kvm, root, shared, PG_LEVEL_1G)
-    __tdp_mmu_zap_root(kvm, root, shared, ROOT_LEVEL)
+    __tdp_mmu_zap_root(kvm, root, shared, kvm.platform.levels)
     root_zapped(root)
     rcu_read_unlock()
 
@@ -110,9 +124,9 @@ def tdp_mmu_zap_root(kvm: Kvm, root: KvmMmuPage, shared: bool) -> None:
 @routine
 def __tdp_mmu_zap_root(kvm: Kvm, root: KvmMmuPage, shared: bool, zap_level: int) -> None:
     """Zap all entries of `zap_level` (and larger leafs above). In an RCU reader, mmu_lock held as `shared` says."""
-    nonpresent = kvm.design.shadow_nonpresent_value
+    nonpresent, end = kvm.masks.nonpresent, tdp_mmu_max_gfn_exclusive(kvm)
     it = tdp_iter_start(kvm, root, zap_level, 0)
-    while it is not None:
+    while it is not None and it.gfn < end:
         checkpoint()
         it = tdp_mmu_iter_cond_resched(kvm, it, False, shared)
         if not it.yielded and it.level <= zap_level and is_shadow_present_pte(it.old_spte):
@@ -135,7 +149,7 @@ def tdp_mmu_zap_leafs(kvm: Kvm, root: KvmMmuPage, start: int, end: int, can_yiel
     `flush`: a TLB flush is pending already. Returns whether one is pending afterwards. mmu_lock held for write.
     """
     lockdep_assert_held_write(kvm.mmu_lock)
-    nonpresent = kvm.design.shadow_nonpresent_value
+    nonpresent = kvm.masks.nonpresent
     unused = kvm.design.obeys(SKIP_FLUSH_INVALID) and root.role.invalid
     rcu_read_lock()
     it = tdp_iter_start(kvm, root, PG_LEVEL_4K, start)
@@ -151,3 +165,20 @@ def tdp_mmu_zap_leafs(kvm: Kvm, root: KvmMmuPage, start: int, end: int, can_yiel
         it = tdp_iter_next(kvm, it)
     rcu_read_unlock()
     return flush
+
+
+@routine
+def kvm_tdp_mmu_zap_sp(kvm: Kvm, sp: KvmMmuPage) -> bool:
+    """Zap the entry that points to the table `sp`; False if that is not possible. Whoever does so flushes. In an RCU
+    reader, mmu_lock held for write, so that a table that is known cannot have been zapped."""
+    parent = sp.parent
+    if warn("zap-sp-root", parent is None, f"{sp.name} is a root: no entry points to it"):
+        return False
+    assert parent is not None
+    table, gfn, level = parent[0], sp.gfn, sp.role.level + 1
+    old_spte = kvm_tdp_mmu_read_spte(kvm, table, gfn, level)
+    present = is_shadow_present_pte(old_spte)
+    if warn("zap-sp-not-present", not present, f"{sp.name} is to be zapped, but is not linked any more"):
+        return False
+    tdp_mmu_set_spte(kvm, None, table, gfn, level, old_spte, kvm.masks.nonpresent)
+    return True
