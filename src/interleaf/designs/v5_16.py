@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
-from interleaf.kvm.tdp.changed import LEAF_REPLACES_TABLE, tdp_mmu_free_sp_rcu_callback
-from interleaf.kvm.tdp.iter import ITER_YIELDED
 from interleaf.linux.list import list_del_rcu
 from interleaf.linux.rcu import call_rcu
 from interleaf.linux.refcount import refcount_dec_and_test
 from interleaf.linux.spinlock import spin_lock, spin_unlock
 from interleaf.runtime import routine
+
+from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
+from interleaf.kvm.tdp.age import RCU_PER_ROOT
+from interleaf.kvm.tdp.change_pte import CHANGE_PTE_BATCHES
+from interleaf.kvm.tdp.changed import LEAF_REPLACES_TABLE, tdp_mmu_free_sp_rcu_callback
+from interleaf.kvm.tdp.iter import ITER_YIELDED
 
 from .series_v1 import SERIES_V1
 from .zap_gfn_range import zap_whole_root
@@ -34,6 +37,10 @@ V5_16 = SERIES_V1.derive(
     "The last put of a root zaps it without yielding; notifiers skip invalid roots.",
     ("7533377215b6", "a955cad84cda", "18c841e1f411", "574c3c55e969", "4b85c921cd39", "3a0f64de479c"),
     obeys=(ITER_YIELDED,),
-    drops=(LEAF_REPLACES_TABLE,),
+    drops=(
+        CHANGE_PTE_BATCHES,
+        LEAF_REPLACES_TABLE,
+        RCU_PER_ROOT,
+    ),
     kvm_tdp_mmu_put_root=kvm_tdp_mmu_put_root,
 )

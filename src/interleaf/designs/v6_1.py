@@ -7,6 +7,8 @@ from interleaf.kvm.hugepage import ADJUST_CHECKS_DISALLOWED
 from interleaf.kvm.nx_huge_page import NX_DISALLOWED_BEFORE_LINK, NX_TRACK_RECHECK
 from interleaf.kvm.page_fault import RETRY_BEFORE_LOCK
 from interleaf.kvm.tdp import roots
+from interleaf.kvm.tdp.age import AGE_CLEARS_ACCESSED
+from interleaf.kvm.tdp.change_pte import CHANGE_PTE, CHANGE_PTE_BATCHES, ZAP_BEFORE_CHANGE
 from interleaf.kvm.tdp.changed import DEFERRED_BOOKKEEPING
 from interleaf.kvm.tdp.dirty import CLEAR_DIRTY_ATOMIC
 from interleaf.kvm.tdp.map import MAP_LEVEL_GUARD, SPLIT_ON_FAULT
@@ -22,8 +24,14 @@ V6_1 = V6_12.derive(
     "v6.1",
     "The stable kernel: roots are zapped by whoever invalidates them, and come and go under mmu_lock held for write.",
     ("edbdb43fc96b", "0df9dab891ff"),
+    obeys=(
+        CHANGE_PTE,
+        CHANGE_PTE_BATCHES,
+        ZAP_BEFORE_CHANGE,
+    ),
     drops=(
         ADJUST_CHECKS_DISALLOWED,
+        AGE_CLEARS_ACCESSED,
         CLEAR_DIRTY_ATOMIC,
         CLEAR_SPLITS_LAST,
         DEFERRED_BOOKKEEPING,
@@ -31,13 +39,13 @@ V6_1 = V6_12.derive(
         NX_DISALLOWED_BEFORE_LINK,
         NX_TRACK_RECHECK,
         RETRY_BEFORE_LOCK,
+        roots.ROOTS_UNDER_READ_LOCK,
         SKIP_FLUSH_INVALID,
         SLOT_ZAP_QUIRK,
         SPLIT_ALLOCATES_UNLOCKED,
         SPLIT_ON_FAULT,
         WRPROT_VALID_ROOTS,
         ZAP_SMALL_FIRST,
-        roots.ROOTS_UNDER_READ_LOCK,
     ),
     shadow_nonpresent_value=0,
     removed_spte=0x5A0,

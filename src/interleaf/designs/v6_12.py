@@ -17,6 +17,7 @@ from interleaf.kvm.page_fault import (
 )
 from interleaf.kvm.request import RELOAD_REQUEST
 from interleaf.kvm.tdp import roots, unmap
+from interleaf.kvm.tdp.age import AGE_CLEARS_ACCESSED, AGE_KEEPS_DIRTY, RCU_PER_ROOT
 from interleaf.kvm.tdp.changed import (
     ATOMIC_FROZEN_WARN,
     ATOMIC_ZAP_FLUSHES,
@@ -50,6 +51,8 @@ from interleaf.kvm.zap import SLOT_ZAP_QUIRK, ZAP_ALL_SLOTS_LOCK, ZAP_RANGE_COUN
 
 RULES = (
     ADJUST_CHECKS_DISALLOWED,
+    AGE_CLEARS_ACCESSED,
+    AGE_KEEPS_DIRTY,
     ATOMIC_FROZEN_WARN,
     ATOMIC_ZAP_FLUSHES,
     CLEAR_DIRTY_ATOMIC,
@@ -80,6 +83,7 @@ RULES = (
     NOTIFIER_RETRY,
     NX_DISALLOWED_BEFORE_LINK,
     NX_TRACK_RECHECK,
+    RCU_PER_ROOT,
     RELOAD_REQUEST,
     REMADE_SPTE_CLEAN,
     REPLACED_TABLE_FLUSH,

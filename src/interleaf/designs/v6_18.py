@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from interleaf.kvm.attributes import ATTRIBUTES_COVER_HUGE_PAGES
 from interleaf.kvm.mmu import RELOAD_FREES_OBSOLETE
+from interleaf.kvm.mmu_notifier import AGE_ELIDES_FLUSH
 from interleaf.kvm.page_fault import PREFAULT_INVALID_SLOT
+from interleaf.kvm.tdp.age import AGE_CLEARS_ACCESSED, AGE_LOCKLESS, RCU_PER_ROOT
 from interleaf.kvm.tdp.changed import ATOMIC_ZAP_FLUSHES, DEFERRED_BOOKKEEPING
 from interleaf.kvm.tdp.collapse import COLLAPSE_LEAFS, COLLAPSE_PARENTS, RECOVER_IN_PLACE
 from interleaf.kvm.tdp.map import PREFETCH_KEEPS_PRESENT, SPURIOUS_IF_ALLOWED
@@ -20,6 +22,8 @@ V6_18 = V6_12.derive(
     "Huge pages are recovered in place, and pages are aged, and NX huge pages recovered, without excluding others.",
     ("b146a9b34aed", "20a6cff3b283", "a57750909580", "e287e4316713"),
     obeys=(
+        AGE_ELIDES_FLUSH,
+        AGE_LOCKLESS,
         ATTRIBUTES_COVER_HUGE_PAGES,
         NEEDBREAK_FIRST,
         PREFAULT_INVALID_SLOT,
@@ -29,10 +33,12 @@ V6_18 = V6_12.derive(
         SPURIOUS_IF_ALLOWED,
     ),
     drops=(
+        AGE_CLEARS_ACCESSED,
         ATOMIC_ZAP_FLUSHES,
         COLLAPSE_LEAFS,
         COLLAPSE_PARENTS,
         DEFERRED_BOOKKEEPING,
+        RCU_PER_ROOT,
         REMADE_SPTE_CLEAN,
         VOLATILE_ACCESSED,
     ),

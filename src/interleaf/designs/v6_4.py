@@ -4,20 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from interleaf.kvm.design import rule
-from interleaf.kvm.dirty_protect import CLEAR_SPLITS_LAST
-from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmVcpu
-from interleaf.kvm.page_fault import RETRY_BEFORE_LOCK
-from interleaf.kvm.tdp import roots, tdp_mmu
-from interleaf.kvm.tdp.changed import DEFERRED_BOOKKEEPING
-from interleaf.kvm.tdp.ghost import TDP_MMU, WORK
-from interleaf.kvm.tdp.link import tdp_mmu_alloc_sp
-from interleaf.kvm.tdp.references import hands_over, root_invalidated, takes_reference
-from interleaf.kvm.tdp.split import SPLIT_ALLOCATES_UNLOCKED
-from interleaf.kvm.tdp.unmap import carried
-from interleaf.kvm.tdp.wrprot import WRPROT_VALID_ROOTS
-from interleaf.kvm.tdp.zap import SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST, tdp_mmu_zap_leafs, tdp_mmu_zap_root
-from interleaf.kvm.zap import SLOT_ZAP_QUIRK
 from interleaf.linux.list import list_add_rcu, list_for_each_entry, list_for_each_entry_rcu
 from interleaf.linux.lockdep import lockdep_assert_held_write
 from interleaf.linux.rcu import rcu_read_lock, rcu_read_unlock
@@ -33,6 +19,22 @@ from interleaf.linux.workqueue import (
     work_struct,
 )
 from interleaf.runtime import checkpoint, container_of, current_task, routine, say
+
+from interleaf.kvm.design import rule
+from interleaf.kvm.dirty_protect import CLEAR_SPLITS_LAST
+from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmVcpu
+from interleaf.kvm.page_fault import RETRY_BEFORE_LOCK
+from interleaf.kvm.tdp import roots, tdp_mmu
+from interleaf.kvm.tdp.change_pte import CHANGE_PTE, CHANGE_PTE_BATCHES, ZAP_BEFORE_CHANGE
+from interleaf.kvm.tdp.changed import DEFERRED_BOOKKEEPING
+from interleaf.kvm.tdp.ghost import TDP_MMU, WORK
+from interleaf.kvm.tdp.link import tdp_mmu_alloc_sp
+from interleaf.kvm.tdp.references import hands_over, root_invalidated, takes_reference
+from interleaf.kvm.tdp.split import SPLIT_ALLOCATES_UNLOCKED
+from interleaf.kvm.tdp.unmap import carried
+from interleaf.kvm.tdp.wrprot import WRPROT_VALID_ROOTS
+from interleaf.kvm.tdp.zap import SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST, tdp_mmu_zap_leafs, tdp_mmu_zap_root
+from interleaf.kvm.zap import SLOT_ZAP_QUIRK
 
 from .v6_12 import V6_12
 
@@ -155,7 +157,12 @@ V6_4 = V6_12.derive(
     "v6.4",
     "The TDP MMU keeps each root until it is invalidated, and then gives its reference to a worker.",
     ("edbdb43fc96b",),
-    obeys=(INVALIDATE_IN_RCU,),
+    obeys=(
+        CHANGE_PTE,
+        CHANGE_PTE_BATCHES,
+        INVALIDATE_IN_RCU,
+        ZAP_BEFORE_CHANGE,
+    ),
     drops=(
         CLEAR_SPLITS_LAST,
         DEFERRED_BOOKKEEPING,

@@ -2,28 +2,43 @@
 
 invalidate_range_start unmaps the range from the guest, and invalidate_range_end lets faults map it again. Both
 find the memslots that the range is in; the slots are not swapped in between (see memslots.py), so that both find
-the same. If there are none, they take no lock and count nothing.
+the same. If there are none, they take no lock and count nothing. The other notifiers ask whether pages are used, and
+tell of PTEs that are replaced; they wait for nobody and change no more than bits of SPTEs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-from interleaf.linux.bug import BUG_ON
+from interleaf.hw.ept import PFN_SHIFT
+from interleaf.linux.atomic import READ_ONCE
+from interleaf.linux.bug import BUG_ON, WARN_ON
 from interleaf.linux.lockdep import might_sleep
 from interleaf.linux.refcount import refcount_t
 from interleaf.linux.rwlock import write_lock, write_unlock
 from interleaf.linux.spinlock import spin_lock, spin_unlock
 from interleaf.linux.srcu import srcu_dereference, srcu_read_lock, srcu_read_unlock
 from interleaf.linux.wait import wake_up
+from interleaf.mm.mm import MmKernel, Pte
 from interleaf.mm.mmu_notifier import MmuNotifier, MmuNotifierOps
 from interleaf.runtime import Memory, Violation, operation, routine, say
 
+from .design import Design, rule
 from .invalidate import kvm_mmu_invalidate_begin, kvm_mmu_invalidate_end, kvm_mmu_invalidate_range_add
 from .kvm_host import Kvm, KvmGfnRange, KvmMemslots, KvmMmuPage, KvmRequest, KvmVcpu
 from .tdp import tdp_mmu
+from .tdp.age import AGE_LOCKLESS, kvm_tdp_mmu_age_gfn_range, kvm_tdp_mmu_test_age_gfn
+from .tdp.change_pte import CHANGE_PTE, kvm_tdp_mmu_set_spte_gfn
 from .tlb import kvm_flush_remote_tlbs
+from .trace import trace_kvm_age_hva, trace_kvm_set_spte_hva, trace_kvm_test_age_hva, trace_kvm_unmap_hva_range
 from .zap import kvm_flush_shadow_all
+
+AGE_ELIDES_FLUSH = rule(
+    "age-without-flush",
+    "Asking whether pages are used never flushes TLBs: a use that goes unnoticed for a while does no harm.",
+    "v6.13",
+)
 
 
 def _gfn_ranges(slots: KvmMemslots, start: int, end: int, may_block: bool) -> Iterator[KvmGfnRange]:
@@ -77,6 +92,7 @@ def kvm_mmu_notifier_invalidate_range_start(kvm: Kvm, start: int, end: int, bloc
     """
     if blockable:
         might_sleep()
+    trace_kvm_unmap_hva_range(start << PFN_SHIFT, end << PFN_SHIFT)
     # the slots that range_end will see must be those that this sees: no swap of the slots in between
     spin_lock(kvm.mn_invalidate_lock)
     kvm.mn_active_invalidate_count += 1
@@ -118,6 +134,72 @@ def kvm_mmu_notifier_invalidate_range_end(kvm: Kvm, start: int, end: int) -> Non
 
 
 @routine
+def kvm_age_hva_range(
+    kvm: Kvm, start: int, end: int, handler: Callable[[Kvm, KvmGfnRange], bool], flush_on_ret: bool
+) -> bool:
+    """Ask of the pages at start <= hva < end by `handler`, with mmu_lock held for write unless the design does without;
+    was any used? With `flush_on_ret` TLBs are flushed if so. Does not sleep."""
+    lockless = kvm.design.obeys(AGE_LOCKLESS)
+    srcu = srcu_read_lock(kvm.srcu)
+    ranges = tuple(_gfn_ranges(_memslots(kvm), start, end, False))
+    young = False
+    if ranges:
+        if not lockless:
+            write_lock(kvm.mmu_lock)
+        for gfn_range in ranges:
+            young = handler(kvm, gfn_range) or young
+        if young and flush_on_ret:
+            kvm_flush_remote_tlbs(kvm)
+        if not lockless:
+            write_unlock(kvm.mmu_lock)
+    srcu_read_unlock(kvm.srcu, srcu)
+    return young
+
+
+@routine
+def kvm_mmu_notifier_clear_flush_young(kvm: Kvm, start: int, end: int) -> bool:
+    """Was any page at start <= hva < end used since this was last asked?"""
+    trace_kvm_age_hva(start << PFN_SHIFT, end << PFN_SHIFT)
+    flush = not kvm.design.obeys(AGE_ELIDES_FLUSH)
+    return kvm_age_hva_range(kvm, start, end, kvm_tdp_mmu_age_gfn_range, flush)
+
+
+@routine
+def kvm_mmu_notifier_clear_young(kvm: Kvm, start: int, end: int) -> bool:
+    """The same, and never flush: whoever asks is content with an estimate."""
+    trace_kvm_age_hva(start << PFN_SHIFT, end << PFN_SHIFT)
+    return kvm_age_hva_range(kvm, start, end, kvm_tdp_mmu_age_gfn_range, False)
+
+
+@routine
+def kvm_mmu_notifier_test_young(kvm: Kvm, hva: int) -> bool:
+    """Was the page at `hva` used since that was last asked? Asking changes nothing."""
+    trace_kvm_test_age_hva(hva << PFN_SHIFT)
+    return kvm_age_hva_range(kvm, hva, hva + 1, kvm_tdp_mmu_test_age_gfn, False)
+
+
+@routine
+def kvm_mmu_notifier_change_pte(kvm: Kvm, hva: int, entry: Pte) -> None:
+    """The host's PTE of `hva` becomes `entry`, inside an invalidation. Does not sleep. (Up to v6.9.)"""
+    trace_kvm_set_spte_hva(hva << PFN_SHIFT)
+    # read without the lock, because this task itself has counted up before it called here
+    WARN_ON(READ_ONCE(kvm, Kvm.mn_active_invalidate_count) == 0, "a PTE changes outside an invalidation")
+    if not READ_ONCE(kvm, Kvm.mmu_invalidate_in_progress):
+        return
+    srcu = srcu_read_lock(kvm.srcu)
+    ranges = tuple(_gfn_ranges(_memslots(kvm), hva, hva + 1, False))
+    if ranges:
+        write_lock(kvm.mmu_lock)
+        flush = False
+        for gfn_range in ranges:
+            flush = kvm_tdp_mmu_set_spte_gfn(kvm, gfn_range, entry) or flush
+        if flush:
+            kvm_flush_remote_tlbs(kvm)
+        write_unlock(kvm.mmu_lock)
+    srcu_read_unlock(kvm.srcu, srcu)
+
+
+@routine
 def kvm_mmu_notifier_release(kvm: Kvm) -> None:
     """The address space goes away: no SPTE may be left in the VM."""
     say("the address space goes away: release notifier")
@@ -136,9 +218,18 @@ _OPS = MmuNotifierOps(
     invalidate_range_start=kvm_mmu_notifier_invalidate_range_start,
     invalidate_range_end=kvm_mmu_notifier_invalidate_range_end,
     release=kvm_mmu_notifier_release,
+    clear_flush_young=kvm_mmu_notifier_clear_flush_young,
+    clear_young=kvm_mmu_notifier_clear_young,
+    test_young=kvm_mmu_notifier_test_young,
 )
+_OPS_CHANGE_PTE = replace(_OPS, change_pte=kvm_mmu_notifier_change_pte)
 
 
 def mmu_notifier_of(kvm: Kvm) -> MmuNotifier:
     """The VM's registration with its address space (`kvm->mmu_notifier`)."""
-    return MmuNotifier(_OPS, kvm)
+    return MmuNotifier(_OPS_CHANGE_PTE if kvm.design.obeys(CHANGE_PTE) else _OPS, kvm)
+
+
+def mm_kernel(design: Design) -> MmKernel:
+    """What the kernel of a design does to a process's memory, as far as the design says."""
+    return MmKernel(set_pte_at_notify=design.obeys(CHANGE_PTE))

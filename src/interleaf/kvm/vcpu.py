@@ -17,7 +17,7 @@ from interleaf.hw.platform import Paging
 from interleaf.hw.walk import Access, Fault, starts_from_cache, translate
 from interleaf.linux.lockdep import lock
 from interleaf.linux.srcu import srcu_read_lock, srcu_read_unlock
-from interleaf.mm.page import pfn_to_page
+from interleaf.mm.page import note_written, pfn_to_page
 from interleaf.runtime import BLOCK, Memory, Violation, checkpoint, choose, operation, routine, say
 
 from .attributes import expect_private
@@ -183,6 +183,8 @@ def _access(memory: Memory, vcpu: KvmVcpu, root: KvmMmuPage, what: GuestAccess, 
             f"but the host has freed {page.name} there"
         )
         memory.violate(Violation("I1", message, object=page.name))
+    if what.access is Access.WRITE:
+        note_written(memory, found.pfn)
     return NO_EXIT
 
 
