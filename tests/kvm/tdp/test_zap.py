@@ -12,6 +12,7 @@ from interleaf.kvm.tdp.spte import is_shadow_present_pte
 from interleaf.kvm.tdp.wrprot import kvm_tdp_mmu_wrprot_slot
 from interleaf.kvm.tdp.zap import (
     MAX_GFN_OF_ARCHITECTURE,
+    kvm_tdp_mmu_zap_possible_nx_huge_page,
     kvm_tdp_mmu_zap_sp,
     tdp_mmu_zap_leafs,
     tdp_mmu_zap_root,
@@ -124,28 +125,35 @@ def _table(kvm: Kvm, gfn: int) -> KvmMmuPage:
     return it.sp
 
 
-def _zap_sp(design: Design, twice: bool) -> tuple[bool, ...]:
+def _zap_sp(design: Design, shared: bool, twice: bool) -> tuple[bool, ...]:
     kvm = make_vm(design, (8,))
     populate(kvm)
-    write_lock(kvm.mmu_lock)
+    (read_lock if shared else write_lock)(kvm.mmu_lock)
     rcu_read_lock()
     sp = _table(kvm, 8)
-    zapped = (kvm_tdp_mmu_zap_sp(kvm, sp), *((kvm_tdp_mmu_zap_sp(kvm, sp),) if twice else ()))
+    zap = kvm_tdp_mmu_zap_possible_nx_huge_page if shared else kvm_tdp_mmu_zap_sp
+    zapped = (zap(kvm, sp), *((zap(kvm, sp),) if twice else ()))
     parent = sp.parent
     assert parent is not None
     left = is_shadow_present_pte(parent[0].spt[parent[1]])
     rcu_read_unlock()
-    write_unlock(kvm.mmu_lock)
+    (read_unlock if shared else write_unlock)(kvm.mmu_lock)
     return (*zapped, left)
 
 
 def test_one_table_is_zapped_with_what_it_maps() -> None:
-    result, _ = run_alone(_zap_sp, V6_12, False)
-    assert result == (True, False)
+    for shared in (True, False):
+        result, _ = run_alone(_zap_sp, V6_12, shared, False)
+        assert result == (True, False)
+
+
+def test_a_table_that_is_zapped_already_is_left_alone_under_the_read_lock() -> None:
+    result, _ = run_alone(_zap_sp, V6_12, True, True)
+    assert result == (True, False, False)
 
 
 def test_a_table_that_is_to_be_zapped_under_the_write_lock_must_be_linked() -> None:
-    stage = Stage(lambda: spawn(_zap_sp, V6_12, True, name="task"))
+    stage = Stage(lambda: spawn(_zap_sp, V6_12, False, True, name="task"))
     stage.finish_all()
     assert stage.rules == {"zap-sp-not-present"}
 

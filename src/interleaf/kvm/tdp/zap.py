@@ -17,9 +17,9 @@ from interleaf.linux.refcount import refcount_read
 from interleaf.linux.rwlock import read_lock, read_unlock, rwlock_needbreak, write_lock, write_unlock
 from interleaf.runtime import checkpoint, current_task, routine, say, warn
 
-from .changed import tdp_mmu_iter_set_spte, tdp_mmu_set_spte, tdp_mmu_set_spte_atomic
+from .changed import tdp_mmu_iter_set_spte, tdp_mmu_set_spte_atomic
 from .entries import kvm_tdp_mmu_read_spte
-from .iter import TdpIter, tdp_iter_next, tdp_iter_start, tdp_iter_yielded
+from .iter import TdpIter, spte_to_child_pt, tdp_iter_next, tdp_iter_start, tdp_iter_yielded
 from .references import root_zapped
 from .spte import is_last_spte, is_shadow_present_pte
 
@@ -171,14 +171,37 @@ def tdp_mmu_zap_leafs(kvm: Kvm, root: KvmMmuPage, start: int, end: int, can_yiel
 def kvm_tdp_mmu_zap_sp(kvm: Kvm, sp: KvmMmuPage) -> bool:
     """Zap the entry that points to the table `sp`; False if that is not possible. Whoever does so flushes. In an RCU
     reader, mmu_lock held for write, so that a table that is known cannot have been zapped."""
-    parent = sp.parent
-    if warn("zap-sp-root", parent is None, f"{sp.name} is a root: no entry points to it"):
+    it = _parent_entry(kvm, sp)
+    if it is None:
         return False
-    assert parent is not None
-    table, gfn, level = parent[0], sp.gfn, sp.role.level + 1
-    old_spte = kvm_tdp_mmu_read_spte(kvm, table, gfn, level)
-    present = is_shadow_present_pte(old_spte)
+    present = is_shadow_present_pte(it.old_spte)
     if warn("zap-sp-not-present", not present, f"{sp.name} is to be zapped, but is not linked any more"):
         return False
-    tdp_mmu_set_spte(kvm, None, table, gfn, level, old_spte, kvm.masks.nonpresent)
+    tdp_mmu_iter_set_spte(kvm, it, kvm.masks.nonpresent)
     return True
+
+
+@routine
+def kvm_tdp_mmu_zap_possible_nx_huge_page(kvm: Kvm, sp: KvmMmuPage) -> bool:
+    """The same with mmu_lock held for read (v6.18): another task may have zapped or replaced the table meanwhile, and
+    then there is nothing to do."""
+    it = _parent_entry(kvm, sp)
+    if it is None or spte_to_child_pt(it.old_spte, it.level) is not sp:
+        return False
+    found = tdp_mmu_set_spte_atomic(kvm, it, kvm.masks.nonpresent)
+    if found is None:
+        return True
+    same = spte_to_child_pt(found, it.level) is sp
+    warn("zap-sp-changed", same, f"the SPTE of {sp.name} has changed, but still points to it")
+    return False
+
+
+def _parent_entry(kvm: Kvm, sp: KvmMmuPage) -> TdpIter | None:
+    """The entry that points, or once pointed, to a table, as a walk that stands there; None for a root."""
+    parent, gfn, role = sp.parent, sp.gfn, sp.role
+    if warn("zap-sp-root", parent is None, f"{sp.name} is a root: no entry points to it"):
+        return None
+    assert parent is not None
+    table, level = parent[0], role.level + 1
+    old_spte = kvm_tdp_mmu_read_spte(kvm, table, gfn, level)
+    return TdpIter((table,), gfn, level, old_spte, gfn, gfn, level, role.as_id)
