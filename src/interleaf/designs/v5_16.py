@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from interleaf.linux.list import list_del_rcu
-from interleaf.linux.rcu import call_rcu
-from interleaf.linux.refcount import refcount_dec_and_test
-from interleaf.linux.spinlock import spin_lock, spin_unlock
-from interleaf.runtime import routine
-
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
 from interleaf.kvm.tdp.age import RCU_PER_ROOT
 from interleaf.kvm.tdp.change_pte import CHANGE_PTE_BATCHES
 from interleaf.kvm.tdp.changed import LEAF_REPLACES_TABLE, tdp_mmu_free_sp_rcu_callback
 from interleaf.kvm.tdp.iter import ITER_YIELDED
+from interleaf.linux.list import list_del_rcu
+from interleaf.linux.rcu import call_rcu
+from interleaf.linux.refcount import refcount_dec_and_test
+from interleaf.linux.spinlock import spin_lock, spin_unlock
+from interleaf.runtime import routine
 
 from .series_v1 import SERIES_V1
 from .zap_gfn_range import zap_whole_root

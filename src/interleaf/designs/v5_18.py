@@ -5,19 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from interleaf.linux.list import list_del_rcu, list_for_each_entry
-from interleaf.linux.lockdep import lockdep_assert_held_write
-from interleaf.linux.rcu import call_rcu
-from interleaf.linux.refcount import refcount_dec_and_test, refcount_set
-from interleaf.linux.spinlock import spin_lock, spin_unlock
-from interleaf.linux.workqueue import destroy_workqueue
-from interleaf.runtime import Memory, current_task, operation, routine, say, warn
-
 from interleaf.kvm.dirty_protect import ENABLE_LOG_FLUSHES
 from interleaf.kvm.hugepage import ADJUST_CHECKS_DISALLOWED
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmVcpu
 from interleaf.kvm.mmu import CR0_WP_KEEPS_ROOTS
 from interleaf.kvm.nx_huge_page import NX_DISALLOWED_BEFORE_LINK, NX_TRACK_RECHECK
+from interleaf.kvm.nx_recovery import NX_SKIPS_DIRTY_LOGGED
 from interleaf.kvm.page_fault import FULL_MMU_SEQ
 from interleaf.kvm.tdp import tdp_mmu
 from interleaf.kvm.tdp.age import AGE_CLEARS_ACCESSED
@@ -29,6 +22,13 @@ from interleaf.kvm.tdp.map import MAP_LEVEL_GUARD, SPLIT_ON_FAULT
 from interleaf.kvm.tdp.references import hands_over, root_invalidated, takes_reference
 from interleaf.kvm.tdp.roots import expect_nothing_left
 from interleaf.kvm.zap import ZAP_RANGE_UNIT
+from interleaf.linux.list import list_del_rcu, list_for_each_entry
+from interleaf.linux.lockdep import lockdep_assert_held_write
+from interleaf.linux.rcu import call_rcu
+from interleaf.linux.refcount import refcount_dec_and_test, refcount_set
+from interleaf.linux.spinlock import spin_lock, spin_unlock
+from interleaf.linux.workqueue import destroy_workqueue
+from interleaf.runtime import Memory, current_task, operation, routine, say, warn
 
 from .v6_4 import INVALIDATE_IN_RCU, V6_4, find_or_add_root, tdp_mmu_schedule_zap_root
 
@@ -125,6 +125,7 @@ V5_18 = V6_4.derive(
         INVALIDATE_IN_RCU,
         MAP_LEVEL_GUARD,
         NX_DISALLOWED_BEFORE_LINK,
+        NX_SKIPS_DIRTY_LOGGED,
         NX_TRACK_RECHECK,
         SPLIT_ON_FAULT,
         ZAP_RANGE_UNIT,

@@ -4,22 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from interleaf.linux.list import list_add_rcu, list_for_each_entry, list_for_each_entry_rcu
-from interleaf.linux.lockdep import lockdep_assert_held_write
-from interleaf.linux.rcu import rcu_read_lock, rcu_read_unlock
-from interleaf.linux.refcount import refcount_set
-from interleaf.linux.rwlock import read_lock, read_unlock
-from interleaf.linux.spinlock import spin_lock, spin_unlock
-from interleaf.linux.workqueue import (
-    INIT_WORK,
-    alloc_workqueue,
-    destroy_workqueue,
-    flush_workqueue,
-    queue_work,
-    work_struct,
-)
-from interleaf.runtime import checkpoint, container_of, current_task, routine, say
-
 from interleaf.kvm.design import rule
 from interleaf.kvm.dirty_protect import CLEAR_SPLITS_LAST
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmVcpu
@@ -35,6 +19,21 @@ from interleaf.kvm.tdp.unmap import carried
 from interleaf.kvm.tdp.wrprot import WRPROT_VALID_ROOTS
 from interleaf.kvm.tdp.zap import SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST, tdp_mmu_zap_leafs, tdp_mmu_zap_root
 from interleaf.kvm.zap import SLOT_ZAP_QUIRK
+from interleaf.linux.list import list_add_rcu, list_for_each_entry, list_for_each_entry_rcu
+from interleaf.linux.lockdep import lockdep_assert_held_write
+from interleaf.linux.rcu import rcu_read_lock, rcu_read_unlock
+from interleaf.linux.refcount import refcount_set
+from interleaf.linux.rwlock import read_lock, read_unlock
+from interleaf.linux.spinlock import spin_lock, spin_unlock
+from interleaf.linux.workqueue import (
+    INIT_WORK,
+    alloc_workqueue,
+    destroy_workqueue,
+    flush_workqueue,
+    queue_work,
+    work_struct,
+)
+from interleaf.runtime import checkpoint, container_of, current_task, routine, say
 
 from .v6_12 import V6_12
 
