@@ -13,7 +13,7 @@ def mapped(kvm: Kvm, root: KvmMmuPage | None = None) -> tuple[int, ...]:
     """The gfns that `root` (if not given, that of vCPU 0) maps, ascending."""
     top = root or kvm.vcpus[0].mmu_root
     assert top is not None
-    return tuple(gfn for gfn in kvm.gfns if _maps(top, gfn))
+    return tuple(gfn for gfn in kvm.named_gfns if _maps(top, gfn))
 
 
 def _maps(table: KvmMmuPage, gfn: int) -> bool:

@@ -44,7 +44,7 @@ def vm(design: Design, platform: Platform = EPT, params: KvmParams | None = None
 
 
 def _writable(kvm: Kvm) -> tuple[int, ...]:
-    return tuple(gfn for gfn in kvm.gfns if is_writable_pte(entry(kvm, gfn, PG_LEVEL_4K)))
+    return tuple(gfn for gfn in kvm.named_gfns if is_writable_pte(entry(kvm, gfn, PG_LEVEL_4K)))
 
 
 @pytest.mark.parametrize("platform", [EPT, EPT_NO_AD, NPT], ids=lambda platform: platform.name)
@@ -61,7 +61,7 @@ def test_with_pml_enabling_makes_pages_clean_and_the_processor_logs() -> None:
     def program() -> tuple[tuple[int, ...], bool, tuple[int, ...], tuple[int, ...], bool]:
         kvm = vm(V6_12, EPT_PML)
         kvm_vm_set_slot_flags(kvm, 0, LOG)
-        clean = any(is_dirty_spte(kvm.masks, entry(kvm, gfn, PG_LEVEL_4K)) for gfn in kvm.gfns)
+        clean = any(is_dirty_spte(kvm.masks, entry(kvm, gfn, PG_LEVEL_4K)) for gfn in kvm.named_gfns)
         writable = _writable(kvm)
         kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], write(2), read(0), write(1))
         first = kvm_get_dirty_log(kvm, 0)

@@ -79,7 +79,7 @@ def test_a_full_ring_is_a_bug() -> None:
     def program() -> None:
         kvm = vm(2)
         slot = kvm_memslots(kvm).slots[0]
-        for gfn in kvm.gfns:
+        for gfn in kvm.named_gfns:
             mark_page_dirty_in_slot(kvm, slot, gfn, kvm.vcpus[0])
 
     stage = Stage(lambda: spawn(program, name="test"))

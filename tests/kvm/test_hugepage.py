@@ -62,7 +62,7 @@ def _execute(design: Design) -> tuple[bool, ...]:
     kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], read(0))
     huge = entry(kvm, 0, PG_LEVEL_2M)
     kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], execute(0))
-    small, other = (entry(kvm, gfn, PG_LEVEL_4K) for gfn in kvm.gfns)
+    small, other = (entry(kvm, gfn, PG_LEVEL_4K) for gfn in kvm.named_gfns)
     return (
         is_last_spte(huge, PG_LEVEL_2M),
         is_executable_pte(kvm.masks, huge),

@@ -26,7 +26,7 @@ from interleaf.linux.wait import wait_queue_head_t
 from interleaf.linux.workqueue import work_struct, workqueue_struct
 from interleaf.mm.mm import Mm
 from interleaf.mm.page import Page
-from interleaf.runtime import Array, Const, Embedded, Marked, Object, Plain, Task
+from interleaf.runtime import Array, Const, Embedded, Marked, ModelError, Object, Plain, Task
 from interleaf.runtime.objects import Slots
 
 from .tdp.masks import SpteMasks, spte_masks
@@ -130,8 +130,7 @@ class KvmMmuPageRole:
 class KvmMmuPage(PageTable):
     """`struct kvm_mmu_page` together with the page of SPTEs that it describes (`spt`).
 
-    Whoever allocates one fills the entries that lead to a gfn of `Kvm.gfns` with the design's non-present
-    value; all other entries are never looked at.
+    An entry that is 0 stands for the design's non-present value, which every entry of a new table has.
     """
 
     gfn = Plain(0)
@@ -263,9 +262,17 @@ class Kvm(Object):
     platform: Const[Platform] = Const(Platform, EPT)
     """The machine it runs on."""
     params: Const[KvmParams] = Const(KvmParams, DEFAULT_PARAMS)
-    gfns: Const[tuple[int, ...]] = cast("Const[tuple[int, ...]]", Const(tuple, ()))
+    gfns: Const[tuple[int, ...] | None] = cast("Const[tuple[int, ...] | None]", Const(tuple, ()))
     """All gfns that the scenario can ever map, ascending. Walks visit, at each level, only the entries that
-    lead to one of them, because all others are never written; mapping another gfn is a ModelError."""
+    lead to one of them, because all others are never written; mapping another gfn is a ModelError. None: every gfn
+    may be mapped, and walks visit every entry."""
+
+    @property
+    def named_gfns(self) -> tuple[int, ...]:
+        """All gfns of a VM that names them."""
+        if self.gfns is None:
+            raise ModelError(f"{self.name} may map every gfn, and names none.")
+        return self.gfns
 
     @functools.cached_property
     def masks(self) -> SpteMasks:

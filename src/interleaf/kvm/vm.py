@@ -18,15 +18,16 @@ from .kvm_host import DEFAULT_PARAMS, Kvm, KvmMemslots, KvmMmuPage, KvmModule, K
 from .memslots import kvm_memslots
 from .mmu import kvm_calc_tdp_mmu_root_page_role, kvm_mmu_unload
 from .mmu_notifier import mmu_notifier_of
+from .nx_recovery import kvm_mmu_pre_destroy_vm
 from .tdp import tdp_mmu
 
 
 @routine
 def kvm_create_vm(
-    design: Design, mm: Mm, gfns: tuple[int, ...], platform: Platform = EPT, params: KvmParams = DEFAULT_PARAMS
+    design: Design, mm: Mm, gfns: tuple[int, ...] | None, platform: Platform = EPT, params: KvmParams = DEFAULT_PARAMS
 ) -> Kvm:
-    """A new VM in the address space `mm` whose guest memory will only ever be at `gfns`. Sleeps."""
-    if not gfns or list(gfns) != sorted(set(gfns)):
+    """A new VM in the address space `mm` whose guest memory will only ever be at `gfns` (None: anywhere). Sleeps."""
+    if gfns is not None and (not gfns or list(gfns) != sorted(set(gfns))):
         raise ModelError(f"Kvm.gfns must name the gfns that the VM can have, once each, ascending; found {gfns}.")
     kvm = new(Kvm, design=design, mm=mm, gfns=gfns, platform=platform, params=params)
     refcount_set(kvm.users_count, 1)
@@ -82,6 +83,7 @@ def kvm_destroy_vm(kvm: Kvm) -> None:
     mutex_lock(module.kvm_lock)
     module.vm_list = tuple(other for other in module.vm_list if other is not kvm)
     mutex_unlock(module.kvm_lock)
+    kvm_mmu_pre_destroy_vm(kvm)
     mmu_notifier_unregister(kvm.mm, mmu_notifier_of(kvm))
     _abandon_invalidations(kvm)
     for vcpu in kvm.vcpus:

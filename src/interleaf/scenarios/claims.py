@@ -83,7 +83,7 @@ def invalidate_vs_walk_and_create(design: Design, *, pages: int = 2) -> None:
     vCPU makes a new one, which the walk may find when it starts again.
     """
     kvm = make_vm(design, vcpus=2, pages=pages)
-    kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], *(write(gfn) for gfn in kvm.gfns))
+    kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], *(write(gfn) for gfn in kvm.named_gfns))
     spawn(set_nx_huge_pages, name="nx")
     spawn(_write_protect, kvm, _slot(kvm), name="walker")
     spawn(kvm_mmu_reload, kvm.vcpus[1], name="vcpu1")

@@ -38,7 +38,7 @@ def fault_vs_memslot_delete(design: Design, *, pages: int = 1) -> None:
     of its MMU notifier, because there is no memslot any more.
     """
     kvm = make_vm(design, pages=pages)
-    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], *(write(gfn) for gfn in kvm.gfns), name="vcpu0")
+    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], *(write(gfn) for gfn in kvm.named_gfns), name="vcpu0")
     memslot = spawn(_delete_and_unmap, kvm, pages, name="memslot")
     destroy_after(kvm, vcpu, memslot)
 
@@ -55,7 +55,7 @@ def fault_vs_other_memslot_delete(design: Design, *, pages: int = 1) -> None:
     """
     kvm = make_vm(design, pages=pages, dummies=1)
     load_roots(kvm)
-    accesses = tuple(read(gfn) for gfn in kvm.gfns)
+    accesses = tuple(read(gfn) for gfn in kvm.named_gfns)
     vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], *accesses, name="vcpu0")
     memslot = spawn(kvm_delete_memslot, kvm, 1, name="memslot")
     destroy_after(kvm, vcpu, memslot)

@@ -82,7 +82,7 @@ def load_roots(kvm: Kvm) -> None:
 def populate(kvm: Kvm) -> None:
     """Every vCPU has run, and written all guest memory, before anything else happens."""
     for vcpu in kvm.vcpus:
-        kvm_arch_vcpu_ioctl_run(vcpu, *(write(gfn) for gfn in kvm.gfns))
+        kvm_arch_vcpu_ioctl_run(vcpu, *(write(gfn) for gfn in kvm.named_gfns))
 
 
 def destroy_after(kvm: Kvm, *tasks: Task) -> None:

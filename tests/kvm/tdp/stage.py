@@ -107,7 +107,7 @@ def make_vm(design: Design, gfns: tuple[int, ...], vcpus: int = 1, platform: Pla
 def populate(kvm: Kvm) -> None:
     """Every vCPU has written every page."""
     for vcpu in kvm.vcpus:
-        kvm_arch_vcpu_ioctl_run(vcpu, *(write(gfn) for gfn in kvm.gfns))
+        kvm_arch_vcpu_ioctl_run(vcpu, *(write(gfn) for gfn in kvm.named_gfns))
 
 
 def run_alone(function: Callable[..., T], *arguments: Value) -> tuple[T, Stage]:

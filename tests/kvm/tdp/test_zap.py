@@ -35,7 +35,7 @@ def _zap_leafs(design: Design, start: int, end: int, invalid: bool) -> tuple[boo
     kvm = make_vm(design, (8, 9, 10))
     populate(kvm)
     root = _root(kvm)
-    pages = tuple(kvm.mm.pte[gfn].page for gfn in kvm.gfns)
+    pages = tuple(kvm.mm.pte[gfn].page for gfn in kvm.named_gfns)
     write_lock(kvm.mmu_lock)
     if invalid:
         root.role = root.role.invalidated()

@@ -22,7 +22,7 @@ from interleaf.linux.spinlock import spin_lock, spin_unlock
 from interleaf.runtime import checkpoint, routine, warn
 
 from .entries import clear_spte_bits, cmpxchg_spte, kvm_tdp_mmu_read_spte, write_spte, xchg_spte
-from .iter import TdpIter, kvm_mmu_page_as_id, spte_to_child_pt
+from .iter import TdpIter, spte_to_child_pt
 from .references import page_unlinked
 from .spte import (
     check_spte_writable_invariants,
@@ -121,25 +121,9 @@ def tdp_mmu_zap_spte_atomic(kvm: Kvm, it: TdpIter) -> int | None:
 @routine
 def tdp_mmu_iter_set_spte(kvm: Kvm, it: TdpIter, new_spte: int) -> int:
     """Set the entry, with nobody else changing it; returns what it was. In an RCU reader, mmu_lock held for write."""
-    return _set_spte(kvm, it.as_id, it.root, it.sp, it.gfn, it.level, it.old_spte, new_spte)
-
-
-@routine
-def tdp_mmu_set_spte(
-    kvm: Kvm, root: KvmMmuPage | None, sp: KvmMmuPage, gfn: int, level: int, old_spte: int, new_spte: int
-) -> int:
-    """The same for the entry of `sp` for `gfn`, which was last seen as `old_spte`. `root`: where `sp` is, as far as it
-    is known."""
-    return _set_spte(kvm, kvm_mmu_page_as_id(sp), root, sp, gfn, level, old_spte, new_spte)
-
-
-@routine
-def _set_spte(
-    kvm: Kvm, as_id: int, root: KvmMmuPage | None, sp: KvmMmuPage, gfn: int, level: int, old_spte: int, new_spte: int
-) -> int:
     lockdep_assert_held_write(kvm.mmu_lock)
-    masks = kvm.masks
-    frozen = is_removed_spte(masks, old_spte)
+    masks, gfn, level = kvm.masks, it.gfn, it.level
+    frozen = is_removed_spte(masks, it.old_spte)
     if kvm.design.obeys(EXCLUSIVE_FROZEN_WARN):
         frozen = frozen or is_removed_spte(masks, new_spte)
     warn(
@@ -147,8 +131,8 @@ def _set_spte(
         frozen,
         f"an SPTE of gfn {gfn:#x} is frozen or unfrozen under mmu_lock held for write, where nobody freezes",
     )
-    old_spte = kvm_tdp_mmu_write_spte(kvm, root, sp, gfn, level, old_spte, new_spte)
-    handle_changed_spte(kvm, as_id, gfn, old_spte, new_spte, level, False)
+    old_spte = kvm_tdp_mmu_write_spte(kvm, it.root, it.sp, gfn, level, it.old_spte, new_spte)
+    handle_changed_spte(kvm, it.as_id, gfn, old_spte, new_spte, level, False)
     return old_spte
 
 

@@ -74,7 +74,7 @@ def _words(kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int, old: int | None, new:
 
 @operation(focus=lambda kvm, root, sp, gfn, level, old, new: _cell(sp, gfn, level), words=_words_cmpxchg)
 def cmpxchg_spte(
-    memory: Memory, kvm: Kvm, root: KvmMmuPage, sp: KvmMmuPage, gfn: int, level: int, old: int, new: int
+    memory: Memory, kvm: Kvm, root: KvmMmuPage | None, sp: KvmMmuPage, gfn: int, level: int, old: int, new: int
 ) -> int:
     """Write `new` if the entry is still `old` (try_cmpxchg64); returns what it was. mmu_lock held for read."""
     cell = _cell(sp, gfn, level)
@@ -124,7 +124,9 @@ def write_spte(
         kvm, sp, gfn, level, old, 0 if old is None else old & ~mask
     ),
 )
-def clear_spte_bits(memory: Memory, kvm: Kvm, root: KvmMmuPage, sp: KvmMmuPage, gfn: int, level: int, mask: int) -> int:
+def clear_spte_bits(
+    memory: Memory, kvm: Kvm, root: KvmMmuPage | None, sp: KvmMmuPage, gfn: int, level: int, mask: int
+) -> int:
     """Clear the bits of `mask`, whatever else the entry is (LOCK AND); returns what it was."""
     old: int = memory.load_cell(_cell(sp, gfn, level)) or kvm.masks.nonpresent
     _change(memory, kvm, root, sp, gfn, level, old, old & ~mask)
