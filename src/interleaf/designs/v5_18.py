@@ -10,6 +10,7 @@ from interleaf.kvm.hugepage import ADJUST_CHECKS_DISALLOWED
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmVcpu
 from interleaf.kvm.mmu import CR0_WP_KEEPS_ROOTS
 from interleaf.kvm.nx_huge_page import NX_DISALLOWED_BEFORE_LINK, NX_TRACK_RECHECK
+from interleaf.kvm.nx_recovery import NX_SKIPS_DIRTY_LOGGED
 from interleaf.kvm.page_fault import FULL_MMU_SEQ
 from interleaf.kvm.tdp import tdp_mmu
 from interleaf.kvm.tdp.age import AGE_CLEARS_ACCESSED
@@ -124,6 +125,7 @@ V5_18 = V6_4.derive(
         INVALIDATE_IN_RCU,
         MAP_LEVEL_GUARD,
         NX_DISALLOWED_BEFORE_LINK,
+        NX_SKIPS_DIRTY_LOGGED,
         NX_TRACK_RECHECK,
         SPLIT_ON_FAULT,
         ZAP_RANGE_UNIT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from interleaf.kvm.dirty_protect import CLEAR_SPLITS_LAST
 from interleaf.kvm.hugepage import ADJUST_CHECKS_DISALLOWED
 from interleaf.kvm.nx_huge_page import NX_DISALLOWED_BEFORE_LINK, NX_TRACK_RECHECK
+from interleaf.kvm.nx_recovery import NX_SKIPS_DIRTY_LOGGED
 from interleaf.kvm.page_fault import RETRY_BEFORE_LOCK
 from interleaf.kvm.tdp import roots
 from interleaf.kvm.tdp.age import AGE_CLEARS_ACCESSED
@@ -37,15 +38,16 @@ V6_1 = V6_12.derive(
         DEFERRED_BOOKKEEPING,
         MAP_LEVEL_GUARD,
         NX_DISALLOWED_BEFORE_LINK,
+        NX_SKIPS_DIRTY_LOGGED,
         NX_TRACK_RECHECK,
         RETRY_BEFORE_LOCK,
-        roots.ROOTS_UNDER_READ_LOCK,
         SKIP_FLUSH_INVALID,
         SLOT_ZAP_QUIRK,
         SPLIT_ALLOCATES_UNLOCKED,
         SPLIT_ON_FAULT,
         WRPROT_VALID_ROOTS,
         ZAP_SMALL_FIRST,
+        roots.ROOTS_UNDER_READ_LOCK,
     ),
     shadow_nonpresent_value=0,
     removed_spte=0x5A0,

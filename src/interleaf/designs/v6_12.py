@@ -8,6 +8,7 @@ from interleaf.kvm.memslots import MMIO_GENERATION_WRAP, SWAP_WAITS_FOR_NOTIFIER
 from interleaf.kvm.mmio import MMIO_REFUSES_UPDATE
 from interleaf.kvm.mmu import CR0_WP_KEEPS_ROOTS, FREE_OBSOLETE_CHECKS_EACH
 from interleaf.kvm.nx_huge_page import NX_DISALLOWED_BEFORE_LINK, NX_TRACK_RECHECK
+from interleaf.kvm.nx_recovery import NX_RECOVERY_FLUSHES, NX_SKIPS_DIRTY_LOGGED
 from interleaf.kvm.page_fault import (
     FULL_MMU_SEQ,
     INVALID_SLOT_RETRY,
@@ -82,6 +83,8 @@ RULES = (
     MMIO_REFUSES_UPDATE,
     NOTIFIER_RETRY,
     NX_DISALLOWED_BEFORE_LINK,
+    NX_RECOVERY_FLUSHES,
+    NX_SKIPS_DIRTY_LOGGED,
     NX_TRACK_RECHECK,
     RCU_PER_ROOT,
     RELOAD_REQUEST,

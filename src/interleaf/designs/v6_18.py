@@ -6,6 +6,7 @@ from __future__ import annotations
 from interleaf.kvm.attributes import ATTRIBUTES_COVER_HUGE_PAGES
 from interleaf.kvm.mmu import RELOAD_FREES_OBSOLETE
 from interleaf.kvm.mmu_notifier import AGE_ELIDES_FLUSH
+from interleaf.kvm.nx_recovery import NX_RECOVERY_UNDER_READ_LOCK
 from interleaf.kvm.page_fault import PREFAULT_INVALID_SLOT
 from interleaf.kvm.tdp.age import AGE_CLEARS_ACCESSED, AGE_LOCKLESS, RCU_PER_ROOT
 from interleaf.kvm.tdp.changed import ATOMIC_ZAP_FLUSHES, DEFERRED_BOOKKEEPING
@@ -26,6 +27,7 @@ V6_18 = V6_12.derive(
         AGE_LOCKLESS,
         ATTRIBUTES_COVER_HUGE_PAGES,
         NEEDBREAK_FIRST,
+        NX_RECOVERY_UNDER_READ_LOCK,
         PREFAULT_INVALID_SLOT,
         PREFETCH_KEEPS_PRESENT,
         RECOVER_IN_PLACE,

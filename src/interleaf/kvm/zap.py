@@ -10,10 +10,12 @@ from __future__ import annotations
 from interleaf.hw.ept import PFN_SHIFT, SPTE_MMU_PRESENT_MASK
 from interleaf.hw.frames import is_allocated
 from interleaf.hw.page_table import ROOT_LEVEL, entries_for
+from interleaf.linux.atomic import WRITE_ONCE
 from interleaf.linux.list import list_head
 from interleaf.linux.lockdep import lockdep_assert_held
 from interleaf.linux.mutex import mutex_lock, mutex_unlock
 from interleaf.linux.rwlock import write_lock, write_unlock
+from interleaf.linux.sched import wake_up_process
 from interleaf.runtime import Memory, Violation, container_of, operation, routine, say, the
 
 from .design import rule
@@ -147,14 +149,17 @@ def kvm_arch_flush_shadow_memslot(kvm: Kvm, slot: KvmMemorySlot) -> None:
 
 
 @routine
-def set_nx_huge_pages() -> None:
-    """The administrator writes the module parameter nx_huge_pages: every VM is zapped, so that it takes effect.
+def set_nx_huge_pages(enabled: bool | None = None) -> None:
+    """The administrator writes the module parameter nx_huge_pages: every VM is zapped, so that it takes effect, and its
+    recovery thread is woken. Without `enabled`, what it was and is does not matter to anybody.
 
     It holds kvm_lock, which keeps the VMs from being destroyed, but no reference on their address spaces: these
     may go away at any time. Sleeps.
     """
     module = the(KvmModule)
     mutex_lock(module.kvm_lock)
+    if enabled is not None:
+        WRITE_ONCE(module, KvmModule.nx_huge_pages, enabled)
     for kvm in module.vm_list:
         serial = kvm.design.obeys(ZAP_ALL_SLOTS_LOCK)
         if serial:
@@ -163,4 +168,6 @@ def set_nx_huge_pages() -> None:
         kvm_mmu_zap_all_fast(kvm)
         if serial:
             mutex_unlock(kvm.slots_lock)
+        if kvm.nx_huge_page_recovery_thread is not None:
+            wake_up_process(kvm.nx_huge_page_recovery_thread)
     mutex_unlock(module.kvm_lock)
