@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from interleaf.kvm.design import Design
-from interleaf.kvm.kvm_host import Kvm, KvmVcpu
-from interleaf.kvm.memslots import kvm_delete_memslot
+from interleaf.kvm.kvm_host import Kvm, KvmParams, KvmVcpu
+from interleaf.kvm.memslots import kvm_create_memslot, kvm_delete_memslot, kvm_move_memslot
 from interleaf.kvm.mmu import kvm_mmu_reset_context
 from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, read, write
+from interleaf.mm.mm import mmap
 from interleaf.mm.unmap import munmap
 from interleaf.runtime import spawn
 
 from .scenario import scenario
-from .stage import FAR_GFN, GUEST_HVA, destroy_after, load_roots, make_vm, populate
+from .stage import DUMMY_GFN, DUMMY_HVA, FAR_GFN, GUEST_HVA, destroy_after, load_roots, make_vm, populate
 
 
 @scenario("A memslot is deleted while the host unmaps its memory")
@@ -97,3 +98,78 @@ def two_deletes_while_vcpu_holds_root(design: Design, *, dummies: int = 2) -> No
 def _delete_all(kvm: Kvm, dummies: int) -> None:
     for dummy in range(dummies):
         kvm_delete_memslot(kvm, 1 + dummy)
+
+
+@scenario("A memslot is moved by a page and back while a vCPU reads it")
+def memslot_move_vs_read(design: Design) -> None:
+    """The memory of a memslot comes to other gfns and back again while a vCPU reads at the old place: it sees the
+    memory, or nothing (MMIO), and never what is not in the memslot there.
+    """
+    kvm = make_vm(design, spare_gfns=1)
+    populate(kvm)
+    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], read(0), name="vcpu0")
+    memslot = spawn(_move_and_back, kvm, name="memslot")
+    destroy_after(kvm, vcpu, memslot)
+
+
+def _move_and_back(kvm: Kvm) -> None:
+    kvm_move_memslot(kvm, 0, 1)
+    kvm_move_memslot(kvm, 0, 0)
+
+
+@scenario("A memslot is deleted and created again while a vCPU faults on it")
+def memslot_delete_and_create_vs_fault(design: Design) -> None:
+    """The memory behind a gfn goes away and comes back. In between, accesses are MMIO, and nothing that was learnt of
+    that may be believed afterwards.
+    """
+    kvm = make_vm(design)
+    load_roots(kvm)
+    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], read(0), read(0), name="vcpu0")
+    memslot = spawn(_delete_and_create, kvm, name="memslot")
+    destroy_after(kvm, vcpu, memslot)
+
+
+def _delete_and_create(kvm: Kvm) -> None:
+    kvm_delete_memslot(kvm, 0)
+    kvm_create_memslot(kvm, 0, 0, 1, GUEST_HVA)
+
+
+@scenario("A memslot is created while the host unmaps the memory that it is for")
+def memslot_create_vs_unmap(design: Design) -> None:
+    """munmap takes pages that no memslot is backed by when its notifier begins, and that one is backed by when it ends:
+    if both are not to see the same memslots, an invalidation ends that never began.
+    """
+    kvm = make_vm(design, spare_gfns=1)
+    mmap(kvm.mm, DUMMY_HVA, 1)
+    unmap = spawn(munmap, kvm.mm, DUMMY_HVA, 1, name="munmap")
+    memslot = spawn(kvm_create_memslot, kvm, 1, 1, 1, DUMMY_HVA, name="memslot")
+    destroy_after(kvm, unmap, memslot)
+
+
+@scenario("A memslot is deleted, and only what it maps zapped, while a vCPU faults on it")
+def fault_vs_memslot_delete_alone(design: Design, *, pages: int = 1) -> None:
+    """Userspace has asked (KVM_X86_QUIRK_SLOT_ZAP_ALL disabled) that the roots stay when a memslot is deleted. Nothing
+    but the invalid memslot keeps a fault from mapping what has been zapped. Kernels that do not know this zap all.
+    """
+    kvm = make_vm(design, pages=pages, params=KvmParams(slot_zap_all=False))
+    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], *(write(gfn) for gfn in kvm.gfns), name="vcpu0")
+    memslot = spawn(_delete_and_unmap, kvm, pages, name="memslot")
+    destroy_after(kvm, vcpu, memslot)
+
+
+@scenario("A memslot is deleted and created while vCPUs use another one")
+def memslot_modification_stress(design: Design, *, rounds: int = 1) -> None:
+    """A memslot that nobody uses comes and goes again and again, and each time all roots are invalidated and made
+    again by a vCPU that goes on using its memory.
+    """
+    kvm = make_vm(design, dummies=1)
+    populate(kvm)
+    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], write(0), name="vcpu0")
+    memslot = spawn(_delete_and_create_dummy, kvm, rounds, name="memslot")
+    destroy_after(kvm, vcpu, memslot)
+
+
+def _delete_and_create_dummy(kvm: Kvm, rounds: int) -> None:
+    for _ in range(rounds):
+        kvm_delete_memslot(kvm, 1)
+        kvm_create_memslot(kvm, 1, DUMMY_GFN, 1, DUMMY_HVA)

@@ -41,6 +41,7 @@ def make_vm(
     dummies: int = 0,
     threads: int = 1,
     base_gfn: int = 0,
+    spare_gfns: int = 0,
     huge: bool = False,
     platform: Platform = EPT,
     params: KvmParams = DEFAULT_PARAMS,
@@ -48,7 +49,8 @@ def make_vm(
     """A VM with `vcpus` vCPUs, `pages` pages of guest memory in memslot 0, and the memslots 1 … `dummies`.
 
     The guest memory is at the gfns from `base_gfn` on, which are then `kvm.gfns`. With `huge` they are the first ones
-    of a huge page of 2 MiB, which the memslot consists of, and which is at HUGE_HVA. `threads` is how many threads the
+    of a huge page of 2 MiB, which the memslot consists of, and which is at HUGE_HVA. `spare_gfns` behind them are in no
+    memslot yet. `threads` is how many threads the
     process has; each must leave by mmput() before the address space goes away.
     """
     mm = mm_alloc(threads)
@@ -57,7 +59,7 @@ def make_vm(
         mmap(mm, hva, npages, Kind.ANONYMOUS, level=PG_LEVEL_2M, hvas=tuple(range(hva, hva + pages)))
     else:
         mmap(mm, hva, npages)
-    kvm = kvm_create_vm(design, mm, tuple(range(base_gfn, base_gfn + pages)), platform, params)
+    kvm = kvm_create_vm(design, mm, tuple(range(base_gfn, base_gfn + pages + spare_gfns)), platform, params)
     for _ in range(vcpus):
         kvm_vm_ioctl_create_vcpu(kvm)
     kvm_create_memslot(kvm, 0, base_gfn, npages, hva)

@@ -12,7 +12,7 @@ from interleaf.mm.unmap import munmap
 from interleaf.runtime import spawn
 
 from .scenario import scenario
-from .stage import FAR_GFN, GUEST_HVA, destroy_after, enter_l2, make_vm, populate
+from .stage import FAR_GFN, GUEST_HVA, destroy_after, enter_l2, load_roots, make_vm, populate
 
 
 @scenario("A walk over the roots yields while they are invalidated and a new one is made")
@@ -56,4 +56,16 @@ def zap_tables_vs_guest(design: Design, *, pages: int = 2) -> None:
     kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], write(0))
     vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], read(pages - 1), name="vcpu0")
     walk = spawn(kvm_zap_gfn_range, kvm, 0, pages_per_entry(PG_LEVEL_2M), name="zap-range")
+    destroy_after(kvm, walk, vcpu)
+
+
+@scenario("A range is zapped while a vCPU faults on it")
+def fault_vs_zap_range(design: Design, *, pages: int = 1) -> None:
+    """How a range must be mapped has changed (its memory type, say), and it is zapped. A fault that began before must
+    not map it as it was before.
+    """
+    kvm = make_vm(design, pages=pages)
+    load_roots(kvm)
+    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], *(read(gfn) for gfn in kvm.gfns), name="vcpu0")
+    walk = spawn(kvm_zap_gfn_range, kvm, 0, pages, name="zap-range")
     destroy_after(kvm, walk, vcpu)
