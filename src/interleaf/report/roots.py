@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from interleaf.hw.frames import PAGE_TABLE_PFN_BASE
-from interleaf.hw.page_table import ROOT_LEVEL, entries_for, gfn_round_for_level, pages_per_entry
+from interleaf.hw.page_table import entries_for, gfn_round_for_level, pages_per_entry
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
 from interleaf.kvm.tdp.spte import is_last_spte, is_shadow_present_pte, spte_to_pfn
 from interleaf.linux.list import list_head
@@ -44,9 +44,9 @@ def roots(memory: Memory) -> tuple[Root, ...]:
         listed = _listed(memory, kvm)
         for page in _pages(memory):
             role = memory.peek(KvmMmuPage.role.cell(page))
-            if role.level == ROOT_LEVEL and _alive(memory, page):
+            if role.level == kvm.platform.levels and _alive(memory, page):
                 references = memory.peek(refcount_t.refs.cell(page.tdp_mmu_root_count))
-                mapped = tuple(_mapped(memory, kvm, page, ROOT_LEVEL, 0))
+                mapped = tuple(_mapped(memory, kvm, page, kvm.platform.levels, 0))
                 found.append(Root(page.name, role.invalid, references, page in listed, mapped))
     return tuple(found)
 
