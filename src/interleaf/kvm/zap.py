@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from interleaf.hw.ept import PFN_SHIFT, SPTE_MMU_PRESENT_MASK
 from interleaf.hw.frames import is_allocated
-from interleaf.hw.page_table import ROOT_LEVEL, entries_for
+from interleaf.hw.page_table import entries_for
 from interleaf.linux.atomic import WRITE_ONCE
 from interleaf.linux.list import list_head
 from interleaf.linux.lockdep import lockdep_assert_held
@@ -66,7 +66,7 @@ def _expect_zapped(memory: Memory, kvm: Kvm, roots: tuple[KvmMmuPage, ...]) -> N
     for root in roots:
         if not is_allocated(memory, root):
             continue
-        for index in entries_for(kvm.gfns, 0, ROOT_LEVEL):
+        for index in entries_for(kvm.gfns, 0, kvm.platform.levels):
             if memory.look(KvmMmuPage.spt.element(root, index)) & SPTE_MMU_PRESENT_MASK:
                 message = (
                     f"kvm_mmu_zap_all_fast returns, but {root.name}, a root that was on the list when it was called, "
