@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from interleaf.hw.ept import PFN_SHIFT
-from interleaf.linux.atomic import READ_ONCE
 from interleaf.linux.bug import BUG_ON, WARN_ON
 from interleaf.linux.lockdep import might_sleep
 from interleaf.linux.refcount import refcount_t
@@ -178,13 +177,22 @@ def kvm_mmu_notifier_test_young(kvm: Kvm, hva: int) -> bool:
     return kvm_age_hva_range(kvm, hva, hva + 1, kvm_tdp_mmu_test_age_gfn, False)
 
 
+@operation(words=lambda kvm, counts: "looks whether an invalidation is going on")
+def _invalidations(memory: Memory, kvm: Kvm) -> tuple[bool, bool]:
+    """Is any notifier between its start and its end, and does it concern a memslot? READ_ONCE() without the locks of
+    the counters, which are counted up by plain accesses; for an aligned counter the kernel does not call that a
+    race. Neither can change to no meanwhile if it is this task that has counted."""
+    active = memory.look(Kvm.mn_active_invalidate_count.cell(kvm)) != 0
+    return active, memory.look(Kvm.mmu_invalidate_in_progress.cell(kvm)) != 0
+
+
 @routine
 def kvm_mmu_notifier_change_pte(kvm: Kvm, hva: int, entry: Pte) -> None:
     """The host's PTE of `hva` becomes `entry`, inside an invalidation. Does not sleep. (Up to v6.9.)"""
     trace_kvm_set_spte_hva(hva << PFN_SHIFT)
-    # read without the lock, because this task itself has counted up before it called here
-    WARN_ON(READ_ONCE(kvm, Kvm.mn_active_invalidate_count) == 0, "a PTE changes outside an invalidation")
-    if not READ_ONCE(kvm, Kvm.mmu_invalidate_in_progress):
+    active, in_progress = _invalidations(kvm)
+    WARN_ON(not active, "a PTE changes outside an invalidation")
+    if not in_progress:
         return
     srcu = srcu_read_lock(kvm.srcu)
     ranges = tuple(_gfn_ranges(_memslots(kvm), hva, hva + 1, False))
