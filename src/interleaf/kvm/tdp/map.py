@@ -122,7 +122,8 @@ def _map(vcpu: KvmVcpu, kvm: Kvm, root: KvmMmuPage, fault: KvmPageFault) -> tupl
     # The walk ended above the goal: somebody has zapped a table on the way.
     if reached is None or kvm.design.obeys(MAP_AT_GOAL_ONLY):
         return RetPf.RETRY, fault.goal_level
-    return tdp_mmu_map_handle_target_level(vcpu, fault, reached), fault.goal_level
+    found = kvm_tdp_mmu_read_spte(kvm, reached.sp, reached.gfn, reached.level)
+    return tdp_mmu_map_handle_target_level(vcpu, fault, reached._replace(old_spte=found)), fault.goal_level
 
 
 @routine
