@@ -19,7 +19,6 @@ from .memslots import kvm_memslots
 from .mmu import kvm_calc_tdp_mmu_root_page_role, kvm_mmu_unload
 from .mmu_notifier import mmu_notifier_of
 from .nx_recovery import kvm_mmu_pre_destroy_vm
-from .nx_recovery import kvm_mmu_pre_destroy_vm
 from .tdp import tdp_mmu
 
 
@@ -84,7 +83,6 @@ def kvm_destroy_vm(kvm: Kvm) -> None:
     mutex_lock(module.kvm_lock)
     module.vm_list = tuple(other for other in module.vm_list if other is not kvm)
     mutex_unlock(module.kvm_lock)
-    kvm_mmu_pre_destroy_vm(kvm)
     kvm_mmu_pre_destroy_vm(kvm)
     mmu_notifier_unregister(kvm.mm, mmu_notifier_of(kvm))
     _abandon_invalidations(kvm)
