@@ -277,7 +277,8 @@ def _access_of(error_code: int) -> Access:
 
 @routine
 def _handle_page_fault(vcpu: KvmVcpu, gfn: int, error_code: int) -> Handled | int:
-    """Handle an exit because of an access to memory; in a reader of `kvm->srcu`."""
+    """Handle an exit because of an access to memory. DONE, RET_PF_* if the guest tries again, or a negative errno. In a
+    reader of `kvm->srcu`."""
     say(f"vCPU{vcpu.index} faults on gfn {gfn:#x}")
     if not error_code & PFERR_RSVD_MASK or vcpu.kvm.platform.paging is Paging.NPT:
         trace_kvm_page_fault(vcpu.index, gfn << PFN_SHIFT, error_code)
@@ -289,13 +290,13 @@ def _handle_page_fault(vcpu: KvmVcpu, gfn: int, error_code: int) -> Handled | in
     if result is RetPf.EMULATE:
         say(f"gfn {gfn:#x} is in no memslot: KVM_EXIT_MMIO")
         return Handled.DONE
-    return int(result) if result < 0 else Handled.AGAIN
+    return result
 
 
 @routine
 def _handle_exit(vcpu: KvmVcpu, left: VmExit, what: GuestAction) -> Handled | int:
-    """Handle the last exit, which the guest made when it was about to do `what`: what has become of it, or a negative
-    errno. In a reader of `kvm->srcu`."""
+    """Handle the last exit, which the guest made when it was about to do `what`: what has become of it, RET_PF_* of a
+    page fault, after which the guest tries again, or a negative errno. In a reader of `kvm->srcu`."""
     if vcpu.pml_buffer:
         vmx_flush_pml_buffer(vcpu)
     if left.reason is Exit.REQUEST:
@@ -321,10 +322,11 @@ def kvm_arch_vcpu_ioctl_run(vcpu: KvmVcpu, *actions: GuestAction) -> int:
         checkpoint()
         srcu = srcu_read_lock(kvm.srcu)
         result = _handle_exit(vcpu, left, actions[0])
-        if isinstance(result, Handled):
+        failed = not isinstance(result, Handled) and result < 0
+        if not failed:
             kvm_mmu_reload(vcpu)
         srcu_read_unlock(kvm.srcu, srcu)
-        if not isinstance(result, Handled):
+        if not isinstance(result, Handled) and failed:
             say(f"KVM_RUN of vCPU{vcpu.index} fails: {errno.errorcode[-result]}")
             return int(result)
         left = NO_EXIT
@@ -334,7 +336,7 @@ def kvm_arch_vcpu_ioctl_run(vcpu: KvmVcpu, *actions: GuestAction) -> int:
             _wait_for_userspace(vcpu)
         else:
             actions, left = _run_guest(vcpu, actions)
-        del srcu, result
+        del srcu, result, failed
     if vcpu.pml_buffer:
         srcu = srcu_read_lock(kvm.srcu)
         vmx_flush_pml_buffer(vcpu)
