@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import compiled, growth, hole, ingredients, locks, memory
+from . import compiled, growth, hole, ingredients, locks, memory, tracing
 from .measure import FULL, Record, Scale, machine
 from .report import DOCUMENT, described, keep, renew
 
@@ -26,6 +26,7 @@ BENCHMARKS = {
     "growth": Benchmark(growth.run, growth.tables),
     "memory": Benchmark(memory.run, memory.tables),
     "compiled": Benchmark(compiled.run, compiled.tables),
+    "tracing": Benchmark(tracing.run, tracing.tables),
 }
 
 

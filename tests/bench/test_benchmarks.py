@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import compiled, growth, hole, ingredients, locks, memory, report
+from bench import compiled, growth, hole, ingredients, locks, memory, report, tracing
 from bench.__main__ import BENCHMARKS, main
 from bench.measure import Record, machine
 
@@ -52,6 +52,11 @@ RECORDS: dict[str, list[Record]] = {
         {"part": "module", "module": "runtime/carrier.py", "works": False, "why": "it looks at call frames"},
         SEARCH | {"part": "speed", "engine": "pure", "size": "5x8", "seconds": 3.0},
         SEARCH | {"part": "speed", "engine": "compiled", "size": "5x8", "seconds": 1.2},
+    ],
+    "tracing": [
+        {"what": tracing.GREP, "lines": 100_000, "seconds": 0.01, "peak": 2_000_000},
+        {"what": "reading", "lines": 100_000, "seconds": 0.5, "peak": 30_000_000},
+        {"what": "other", "lines": 100_000, "seconds": None, "unavailable": "it ended with 1"},
     ],
 }
 

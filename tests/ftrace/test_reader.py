@@ -115,6 +115,13 @@ def test_what_is_not_understood_is_counted_and_located(tmp_path: Path, line: str
         read(tmp_path, text, strict=True)
 
 
+def test_time_that_jumps_back_is_counted_once(tmp_path: Path) -> None:
+    later = LINE.replace("9.949826", "12.000000")
+    _, trace = read(tmp_path, later + LINE * 5)
+    assert trace.account.counts == {Kind.ORDER: 1}
+    assert (trace.account.first, trace.account.last) == (12_000_000_000, 12_000_000_000)
+
+
 def test_an_unknown_event_keeps_its_text_and_a_mark_too(tmp_path: Path) -> None:
     texts = ("sched_switch: a ==> b", "tracing_mark_write: GT w BEGIN", "print: tracing_mark_write: GT w END")
     events, _ = read(tmp_path, "".join(LINE.replace(CHANGED, text) for text in texts))

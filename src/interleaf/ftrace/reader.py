@@ -135,12 +135,12 @@ class Trace:
                         counts[known] += 1
                         yield build(Event, (number, time, task, known, record))
                         continue
-                account.lines, account.last = number, latest
+                account.lines, account.last = number, max(account.last, latest)
                 event = self._read(number, line, latest)
                 if event is not None:
-                    latest = max(latest, event.time)
+                    latest = event.time  # if that is earlier, it is counted once, and goes on from there
                     yield event
-            account.lines, account.last = number, latest
+            account.lines, account.last = number, max(account.last, latest)
             if not self._seen_event:
                 self._expect_text(lines)
         if source.cut:
