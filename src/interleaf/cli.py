@@ -162,7 +162,7 @@ def fuzz(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same scenarios.")] = 1,
     seconds: Annotated[float, typer.Option(min=1, help="For how long.")] = 60,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Where scenario files of what is found go.")] = Path("."),
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where scenario files of what is found go.")] = Path(),
 ) -> None:
     """Compose random scenarios, check each, and shrink what is found to a scenario file that `check` runs.
 

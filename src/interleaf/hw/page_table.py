@@ -72,7 +72,7 @@ def next_entry(gfns: tuple[int, ...] | None, start: int, end: int, level: int) -
 
 
 def entries_for(gfns: tuple[int, ...] | None, base: int, level: int) -> tuple[int, ...]:
-    """The indices, ascending, of those entries of the table at `base` and `level` that lead to one of `gfns` (ascending;
+    """The indices, ascending, of those entries of the table at `base` and `level` that lead to one of `gfns` (sorted;
     None: to any)."""
     if gfns is None:
         return ALL_ENTRIES

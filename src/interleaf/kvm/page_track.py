@@ -18,7 +18,7 @@ from .tlb import kvm_flush_remote_tlbs
 
 @routine
 def _update_disallow_lpage(slot: KvmMemorySlot, gfn: int, by: int) -> None:
-    """One reason more (or less) not to map `gfn` by a huge page (kvm_mmu_gfn_disallow_lpage, kvm_mmu_gfn_allow_lpage)."""
+    """A reason more (or less) not to map `gfn` by a huge page (kvm_mmu_gfn_disallow_lpage, kvm_mmu_gfn_allow_lpage)."""
     for level in (PG_LEVEL_2M, PG_LEVEL_1G):
         slot.arch.disallow_lpage[level, gfn_round_for_level(gfn, level)] += by
 

@@ -152,7 +152,7 @@ def fault_vs_memslot_delete_alone(design: Design, *, pages: int = 1) -> None:
     but the invalid memslot keeps a fault from mapping what has been zapped. Kernels that do not know this zap all.
     """
     kvm = make_vm(design, pages=pages, params=KvmParams(slot_zap_all=False))
-    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], *(write(gfn) for gfn in kvm.gfns), name="vcpu0")
+    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], *(write(gfn) for gfn in kvm.named_gfns), name="vcpu0")
     memslot = spawn(_delete_and_unmap, kvm, pages, name="memslot")
     destroy_after(kvm, vcpu, memslot)
 

@@ -66,6 +66,6 @@ def fault_vs_zap_range(design: Design, *, pages: int = 1) -> None:
     """
     kvm = make_vm(design, pages=pages)
     load_roots(kvm)
-    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], *(read(gfn) for gfn in kvm.gfns), name="vcpu0")
+    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], *(read(gfn) for gfn in kvm.named_gfns), name="vcpu0")
     walk = spawn(kvm_zap_gfn_range, kvm, 0, pages, name="zap-range")
     destroy_after(kvm, walk, vcpu)
