@@ -5,12 +5,13 @@
 * `formats`    the same from the events' own `format` files, for kernels that print them in another way;
 * `source`     the lines of a file, plain or gzip, in bounded memory;
 * `reader`     from lines to events; what cannot be read is counted and located;
-* `memory`     slots, notifiers and jobs of a trace, whichever way it tells of them;
+* `stimuli`    memslot changes and what a driver marks, whichever way a trace tells of them;
 * `spte`       what can be seen of an entry without knowing the machine;
 * `tables`     page tables as a trace tells of them;
 * `tasks`      what each task was doing when an event of its appeared;
 * `reconstruct` the page tables at any moment, with a check that each event fits what came before;
 * `snapshots`  walks through the real page tables, and their comparison with what was reconstructed;
+* `series`     counting over time in bounded memory;
 * `summary`    what a person wants to know of a trace;
 * `tracefs`, `record`  making such a trace on a live host.
 
