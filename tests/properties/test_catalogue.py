@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from interleaf.designs import OFF_LIST, V6_12
+from interleaf.designs import OFF_LIST, V5_18, V6_12
 from interleaf.explore.outcome import Bounds
 from interleaf.explore.states import StateSearch
 from interleaf.explore.verdict import Status, Subject, judge
@@ -50,6 +50,8 @@ HOLDS: dict[str, Program] = {
     "I7": (of("invalidate-vs-put"), OFF_LIST),
     "I8": (programs.invalidate_vs_fault, OFF_LIST),
     "I9": (of("invalidate-vs-guest"), OFF_LIST),
+    "I10": (of("dirty-log-enable-vs-aging"), V6_12),
+    "I11": (of("write-vs-aging-with-pml"), V5_18),
     "I12": (programs.never_taken_down, V6_12),
     "I13": (programs.fault_vs_invalidation, V6_12),
     "I14": (programs.zap_all, V6_12),
@@ -65,6 +67,8 @@ FAILS: dict[str, Program] = {
     "I7": (of("invalidate-vs-invalidate"), OFF_LIST.without("zap-all-takes-slots-lock")),
     "I8": (programs.invalidate_vs_fault, OFF_LIST.without("stale-root-check")),
     "I9": (of("invalidate-vs-guest"), V6_12.without("invalidate-requests-reload")),
+    "I10": (of("dirty-log-enable-vs-aging"), V6_12.without("enable-log-always-flushes")),
+    "I11": (of("write-vs-aging-with-pml"), V5_18.without("xchg-volatile-sptes")),
     "I12": (programs.never_taken_down, FORGETS),
     "I13": (programs.fault_vs_endless_invalidation, V6_12),
     "I14": (programs.zap_all, SLEEPS),

@@ -1,4 +1,4 @@
-"""Every scenario runs to its end, on v6.12 without any violation, whatever the scheduler does.
+"""Every scenario runs to its end, on v6.12 (or v6.18) without any violation, whatever the scheduler does.
 
 These are samples: what holds in every execution is the business of the search.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from interleaf.designs import OFF_LIST, SERIES_V1, V6_12
+from interleaf.designs import OFF_LIST, SERIES_V1, V6_12, V6_18
 from interleaf.kvm.design import Design
 from interleaf.runtime import Execution, Task, Violation, World
 from interleaf.scenarios import Scenario, library, load
@@ -47,6 +47,19 @@ def play(scenario: Scenario, design: Design, pick: Pick, coin: Callable[[], int]
     return found, world
 
 
+LATER = {
+    "prefault-vs-memslot-delete": "3ccbf6f47098",
+    "prefault-with-obsolete-root": "20a6cff3b283",
+    "private-conversion-vs-fault": "9129633d568e",
+}
+"""The scenarios that show a bug of v6.12, with its fix."""
+
+
+def newest(scenario: Scenario) -> Design:
+    """The oldest kernel without a known bug in the scenario, of the latest two."""
+    return V6_18 if scenario.name in LATER else V6_12
+
+
 def at_random(scenario: Scenario, design: Design, seed: int) -> list[Violation]:
     rng = random.Random(seed)
     return play(scenario, design, rng.choice, lambda: rng.randrange(2))[0]
@@ -58,7 +71,7 @@ every_scenario = pytest.mark.parametrize("scenario", [*library().values(), EXAMP
 @every_scenario
 @pytest.mark.parametrize("choice", [0, 1])
 def test_each_task_after_the_other(scenario: Scenario, choice: int) -> None:
-    found, world = play(scenario, V6_12, lambda ready: ready[0], lambda: choice)
+    found, world = play(scenario, newest(scenario), lambda ready: ready[0], lambda: choice)
     assert not found
     assert world.exercised["I12"], "the VM is not destroyed in the end"
 
@@ -72,14 +85,14 @@ def test_each_task_as_often_as_the_others(scenario: Scenario) -> None:
         turns[chosen.name] += 1
         return chosen
 
-    found, _world = play(scenario, V6_12, next_one, lambda: 0)
+    found, _world = play(scenario, newest(scenario), next_one, lambda: 0)
     assert not found
 
 
 @every_scenario
 def test_at_random(scenario: Scenario) -> None:
     for seed in range(10):
-        found = at_random(scenario, V6_12, seed)
+        found = at_random(scenario, newest(scenario), seed)
         assert not found, f"seed {seed}"
 
 
@@ -87,7 +100,7 @@ def test_at_random(scenario: Scenario) -> None:
 def test_the_smallest_size_works_too(scenario: Scenario) -> None:
     minima = {parameter.name: parameter.minimum for parameter in scenario.parameters}
     small = Scenario(scenario.name, scenario.title, scenario.text, functools.partial(scenario.setup, **minima))
-    assert not at_random(small, V6_12, 1)
+    assert not at_random(small, newest(scenario), 1)
 
 
 @pytest.mark.parametrize(

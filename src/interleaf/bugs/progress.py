@@ -4,4 +4,29 @@ from __future__ import annotations
 
 from .bug import Bug
 
-BUGS: tuple[Bug, ...] = ()
+BUGS: tuple[Bug, ...] = (
+    Bug(
+        "B19",
+        "A prefault tries for ever with a root that is obsolete",
+        "It takes no requests, and making sure of a root does not look whether it is obsolete.",
+        fix="20a6cff3b283",
+        culprit="",
+        kind="livelock",
+        design="v6.18",
+        deviation="without reload-frees-obsolete",
+        scenarios=("prefault-with-obsolete-root",),
+        rules=("livelock",),
+    ),
+    Bug(
+        "B54",
+        "A prefault and the deletion of its memslot wait for each other",
+        "The prefault tries until the memslot is gone; the deletion waits for its SRCU reader.",
+        fix="3ccbf6f47098",
+        culprit="",
+        kind="deadlock",
+        design="v6.18",
+        deviation="without prefault-invalid-slot",
+        scenarios=("prefault-vs-memslot-delete",),
+        rules=("livelock",),
+    ),
+)

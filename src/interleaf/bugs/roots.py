@@ -173,4 +173,19 @@ BUGS: tuple[Bug, ...] = (
         scenarios=("reset-vs-other-memslot-delete",),
         rules=("I5", "use-after-free"),
     ),
+    Bug(
+        "B18",
+        "Only the current root is looked at when obsolete ones are put",
+        "The loop over the previous roots tests the current one each time: an obsolete one is kept, and come back to.",
+        fix="cf4a8693d97a",
+        culprit="527d5cd7eece",
+        kind="stale root",
+        design="v6.12",
+        deviation="without free-obsolete-checks-each",
+        scenarios=("nested-switch-vs-nx-huge-pages",),
+        rules=(
+            "I9",
+            "obsolete-root-kept",
+        ),
+    ),
 )

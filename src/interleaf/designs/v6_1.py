@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from interleaf.kvm.attributes import MEMORY_ATTRIBUTES
 from interleaf.kvm.dirty_protect import CLEAR_SPLITS_LAST
 from interleaf.kvm.hugepage import ADJUST_CHECKS_DISALLOWED
 from interleaf.kvm.nx_huge_page import NX_DISALLOWED_BEFORE_LINK, NX_TRACK_RECHECK
 from interleaf.kvm.nx_recovery import NX_SKIPS_DIRTY_LOGGED
 from interleaf.kvm.page_fault import RETRY_BEFORE_LOCK
+from interleaf.kvm.prefault import PRE_FAULT_MEMORY
 from interleaf.kvm.tdp import roots
 from interleaf.kvm.tdp.age import AGE_CLEARS_ACCESSED
 from interleaf.kvm.tdp.change_pte import CHANGE_PTE, CHANGE_PTE_BATCHES, ZAP_BEFORE_CHANGE
@@ -31,6 +33,8 @@ V6_1 = V6_12.derive(
         ZAP_BEFORE_CHANGE,
     ),
     drops=(
+        MEMORY_ATTRIBUTES,
+        PRE_FAULT_MEMORY,
         ADJUST_CHECKS_DISALLOWED,
         AGE_CLEARS_ACCESSED,
         CLEAR_DIRTY_ATOMIC,

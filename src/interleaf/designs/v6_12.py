@@ -1,5 +1,6 @@
 """v6.12: synchronous zapping, roots made and freed under mmu_lock held for read, invalid roots on the list."""
 
+from interleaf.kvm.attributes import MEMORY_ATTRIBUTES
 from interleaf.kvm.design import Design
 from interleaf.kvm.dirty_protect import CLEAR_SPLITS_LAST, ENABLE_LOG_FLUSHES
 from interleaf.kvm.fast_page_fault import FAST_PAGE_FAULT
@@ -16,6 +17,7 @@ from interleaf.kvm.page_fault import (
     RETRY_BEFORE_LOCK,
     STALE_ROOT_CHECK,
 )
+from interleaf.kvm.prefault import PRE_FAULT_MEMORY
 from interleaf.kvm.request import RELOAD_REQUEST
 from interleaf.kvm.tdp import roots, unmap
 from interleaf.kvm.tdp.age import AGE_CLEARS_ACCESSED, AGE_KEEPS_DIRTY, RCU_PER_ROOT
@@ -51,6 +53,8 @@ from interleaf.kvm.tdp.zap import (
 from interleaf.kvm.zap import SLOT_ZAP_QUIRK, ZAP_ALL_SLOTS_LOCK, ZAP_RANGE_COUNTS, ZAP_RANGE_UNIT
 
 RULES = (
+    MEMORY_ATTRIBUTES,
+    PRE_FAULT_MEMORY,
     ADJUST_CHECKS_DISALLOWED,
     AGE_CLEARS_ACCESSED,
     AGE_KEEPS_DIRTY,

@@ -27,6 +27,11 @@ KVM_MEMORY_ATTRIBUTE_PRIVATE = 1 << 3
 KVM_LPAGE_MIXED_FLAG = 1 << 31
 """In `disallow_lpage`: the huge page would cover gfns of both kinds."""
 
+MEMORY_ATTRIBUTES = rule(
+    "memory-attributes",
+    "Userspace can make guest memory private.",
+    "v6.8",
+)
 ATTRIBUTES_COVER_HUGE_PAGES = rule(
     "attributes-cover-huge-pages",
     "While attributes change, faults on all gfns of the huge pages at the borders of the range retry, because they "
@@ -90,7 +95,10 @@ def expect_private(memory: Memory, vcpu: KvmVcpu, gfn: int, pfn: int) -> None:
 
 @routine
 def kvm_vm_set_mem_attributes(kvm: Kvm, start: int, end: int, attributes: int) -> None:
-    """KVM_SET_MEMORY_ATTRIBUTES: the gfns start <= gfn < end are private from now on, or shared. Sleeps."""
+    """KVM_SET_MEMORY_ATTRIBUTES: the gfns start <= gfn < end are private from now on, or shared. Sleeps. Does nothing
+    where there is no such call."""
+    if not kvm.design.obeys(MEMORY_ATTRIBUTES):
+        return
     mutex_lock(kvm.slots_lock)
     if not _has_attributes(kvm, start, end, attributes):
         ranges = tuple(_ranges(kvm, start, end))

@@ -15,9 +15,16 @@ from interleaf.linux.srcu import srcu_read_lock, srcu_read_unlock
 from interleaf.runtime import checkpoint, routine, say
 
 from .attributes import kvm_mem_is_private
+from .design import rule
 from .kvm_host import PFERR_PRIVATE_ACCESS, KvmVcpu, RetPf
 from .mmu import kvm_mmu_reload
 from .page_fault import kvm_mmu_do_page_fault
+
+PRE_FAULT_MEMORY = rule(
+    "pre-fault-memory",
+    "Userspace can have guest memory mapped before the guest accesses it.",
+    "v6.11",
+)
 
 
 @routine
@@ -52,8 +59,10 @@ def kvm_arch_vcpu_pre_fault_memory(vcpu: KvmVcpu, gfn: int, npages: int) -> int:
 @routine
 def kvm_vcpu_pre_fault_memory(vcpu: KvmVcpu, gfn: int, npages: int) -> int:
     """KVM_PRE_FAULT_MEMORY for `npages` pages from `gfn` on: 0, or a negative errno. By the vCPU's own thread, which is
-    not in KVM_RUN. Sleeps."""
+    not in KVM_RUN. -ENOTTY where there is no such call. Sleeps."""
     kvm = vcpu.kvm
+    if not kvm.design.obeys(PRE_FAULT_MEMORY):
+        return -errno.ENOTTY
     result = 0
     srcu = srcu_read_lock(kvm.srcu)
     while npages:

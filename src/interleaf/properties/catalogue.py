@@ -85,6 +85,19 @@ PROPERTIES: dict[str, Property] = _by_name(
         "kvm_mmu_zap_all_fast; vcpu_enter_guest",
     ),
     Property(
+        "I10",
+        "Every write of the guest to a memslot whose dirty pages are logged is told of by a reading of the log that ends "
+        "after it, or by a later one.",
+        "A VM that is migrated loses what its guest has written.",
+        "kvm_get_dirty_log_protect; Documentation/virt/kvm/api.rst; b64d740ea7dd",
+    ),
+    Property(
+        "I11",
+        "What the processor, or a fault that takes no lock, sets in an SPTE is not lost by whoever changes the SPTE.",
+        "The host drops a page that was written, as if it were clean; or KVM takes a page for read-only that is not.",
+        "kvm_tdp_mmu_write_spte; ba3a6120a4e7",
+    ),
+    Property(
         "I12",
         "When the VM is destroyed no roots and no shadow pages are left.",
         "They are leaked, and the kernel warns.",

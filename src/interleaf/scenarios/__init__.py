@@ -39,7 +39,7 @@ from pathlib import Path
 
 from interleaf.runtime import ModelError
 
-from . import claims, dirty_log, lifecycle, memslots, notifiers, vcpus, walks
+from . import claims, dirty_log, host, huge_pages, lifecycle, memslots, modes, notifiers, vcpus, walks
 from .scenario import Parameter, Scenario, scenario, scenarios_of
 from .stage import (
     DUMMY_GFN,
@@ -58,7 +58,7 @@ from .stage import (
 def library() -> dict[str, Scenario]:
     """All scenarios that come with the project, by name."""
     found: dict[str, Scenario] = {}
-    for module in (memslots, notifiers, vcpus, walks, dirty_log, lifecycle):
+    for module in (memslots, notifiers, vcpus, walks, dirty_log, huge_pages, host, modes, lifecycle):
         found |= scenarios_of(module)
     return found
 

@@ -138,7 +138,7 @@ def dirty_log_disable_vs_fault(design: Design, *, vcpus: int = 2) -> None:
     _enable(kvm)
     kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], write(0))
     tasks = [
-        spawn(kvm_arch_vcpu_ioctl_run, vcpu, read(1) if vcpu.index else write(0), name=f"vcpu{vcpu.index}")
+        spawn(kvm_arch_vcpu_ioctl_run, vcpu, write(0) if vcpu.index else read(1), name=f"vcpu{vcpu.index}")
         for vcpu in kvm.vcpus
     ]
     log = spawn(kvm_vm_set_slot_flags, kvm, 0, 0, name="dirty-log")
