@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from interleaf import bugs, designs, scenarios
 from interleaf.arguments import Refused
-from interleaf.bugs import Bug
-from interleaf.kvm.design import RULES, Rule
+from interleaf.kvm.design import RULES, Design, Rule
 from interleaf.properties import PROPERTIES
 from interleaf.report.story import WIDTH
+from interleaf.runtime import Execution, World
 
 INDENT = "    "
 
@@ -23,9 +24,9 @@ def lines_of(what: str) -> Iterator[str]:
         case "designs":
             return _plain((name, design.summary) for name, design in designs.library().items())
         case "properties":
-            return _plain((name, known.text) for name, known in PROPERTIES.items())
+            return _properties()
         case "bugs":
-            return _bugs(bugs.library().values())
+            return _bugs()
         case "rules":
             return _rules()
     raise Refused(f"there is no list of {what}.")
@@ -37,13 +38,46 @@ def _plain(entries: Iterable[tuple[str, str]]) -> Iterator[str]:
         yield f"{INDENT}{text}"
 
 
-def _bugs(known: Iterable[Bug]) -> Iterator[str]:
-    for bug in known:
+def _properties() -> Iterator[str]:
+    where = exercised(list(designs.library().values())[-1])
+    for name, known in PROPERTIES.items():
+        yield name
+        yield from _wrapped(known.text)
+        yield from _wrapped(f"Otherwise: {known.reason}")
+        yield from _wrapped(f"Source: {known.source}")
+        checks = (name, *known.rules)
+        telling = [scenario for scenario, rules in where.items() if not rules.isdisjoint(checks)]
+        if telling:
+            yield from _wrapped(f"Exercised in {', '.join(telling)}")
+
+
+def exercised(design: Design) -> dict[str, frozenset[str]]:
+    """By scenario of the library: the properties and rules that could have been violated in one execution on `design`,
+    in which each task runs as far as it can before the next does."""
+    return {name: _run(functools.partial(found.setup, design)) for name, found in scenarios.library().items()}
+
+
+def _run(setup: Callable[[], object]) -> frozenset[str]:
+    world = World()
+    run = Execution(world, setup)
+    try:
+        while run.unfinished and any(run.step(task) is not None for task in run.unfinished):
+            pass
+    finally:
+        run.close()
+    return frozenset(name for name, times in world.exercised.items() if times)
+
+
+def _bugs() -> Iterator[str]:
+    for bug in bugs.library().values():
         yield f"{bug.id}  {bug.title} ({bug.kind})"
         yield from _wrapped(bug.text)
         brought = f"; brought by {bug.culprit}" if bug.culprit else ""
         yield from _wrapped(f"fixed by {bug.fix}{brought}")
         yield from _wrapped(f"shown on {bug.design} by {', '.join(bug.rules)} in {', '.join(bug.scenarios)}")
+    yield "left out:"
+    for id, reason in bugs.LEFT_OUT.items():
+        yield from _wrapped(f"{id}: {reason}")
 
 
 def _rules() -> Iterator[str]:

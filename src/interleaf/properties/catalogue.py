@@ -86,8 +86,8 @@ PROPERTIES: dict[str, Property] = _by_name(
     ),
     Property(
         "I10",
-        "Every write of the guest to a memslot whose dirty pages are logged is told of by a reading of the log that ends "
-        "after it, or by a later one.",
+        "Every write of the guest to a memslot whose dirty pages are logged is told of by a reading of the log that "
+        "ends after it, or by a later one.",
         "A VM that is migrated loses what its guest has written.",
         "kvm_get_dirty_log_protect; Documentation/virt/kvm/api.rst; b64d740ea7dd",
     ),
