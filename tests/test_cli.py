@@ -255,7 +255,7 @@ def test_help_tells_the_exit_codes() -> None:
         (("--bug", "B99"), "there is no bug 'B99'; did you mean"),
         (("--swap", "kvm_tdp_mmu_put_root"), "expected FUNCTION=DESIGN"),
         (("--swap", "kvm_tdp_mmu_put_root=v9"), "there is no design 'v9'"),
-        (("--swap", "put_root=v5.18"), "designs have no function 'put_root'; there are: "),
+        (("--swap", "put_root=v5.18"), "designs have no function 'put_root'; did you mean"),
         (("--drop", "notifier-retri"), "there is no rule 'notifier-retri'; did you mean notifier-retry"),
         (
             ("--design", "v6.12", "--drop", "notifier-retri"),
