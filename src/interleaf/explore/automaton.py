@@ -19,6 +19,7 @@ from interleaf.runtime.carrier import END, READ, WRITE, Carrier, Op, function_ke
 from interleaf.runtime.cells import Cell, World
 from interleaf.runtime.findings import ModelError
 from interleaf.runtime.memory import Held
+from interleaf.runtime.objects import Free
 from interleaf.runtime.operations import Choose, Join, Task
 from interleaf.runtime.values import Value
 
@@ -42,10 +43,13 @@ class Node:
         "eager",
         "edges",
         "focus",
+        "frees",
         "future",
         "future_writes",
+        "glued_in",
         "joins",
         "kind",
+        "known",
         "learned",
         "life",
         "local",
@@ -107,10 +111,21 @@ class Node:
         """Cells that the task was known to touch, and write, from here to its end when the present pass began."""
         self.spawns: set[Node] = set()
         """First nodes of the tasks that its operation has started."""
+        self.known: dict[Any, Any] = {}
+        """What is known of the steps from here, for `known.py`."""
+        self.glued_in: list[Any] = []
+        """Known steps in which its operation comes without a scheduling point before it."""
+        self.frees = isinstance(op, Free)
         self.origin: tuple[Callable[..., Any], tuple[Value, ...]] | None = None
         self.source: Node | None = None
         self.result: Value = None
         self.carrier: Carrier | None = None
+
+    def grown(self) -> None:
+        """More is known of what its operation touches: steps that were decided without that are not known any more."""
+        for step in self.glued_in:
+            step.valid = False
+        self.glued_in.clear()
 
     def __repr__(self) -> str:
         return f"<{self.task} before {self.op.name} at {self.op.site[2]}:{self.op.site[1]}>"
@@ -165,6 +180,7 @@ class Automata:
         If not `onward`, everything that a task ever does counts as its future everywhere.
         """
         nodes = list(self.nodes.values())
+        known = [(node.shown, node.shown_writes) for node in nodes]
         for node in nodes:
             node.future, node.future_writes = node.shown, node.shown_writes = node.own, node.own_writes
         changed = True
@@ -191,6 +207,9 @@ class Automata:
                     node.future, node.future_writes = future, writes
                     node.shown, node.shown_writes = shown, shown_writes
                     changed = True
+        for node, before in zip(nodes, known, strict=True):
+            if before != (node.shown, node.shown_writes):
+                node.grown()
         if not onward:
             for start in self.starts.values():
                 for node in nodes:

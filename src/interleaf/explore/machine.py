@@ -22,7 +22,8 @@ from interleaf.runtime.objects import Free
 from interleaf.runtime.operations import Task, end_task, intern_task
 
 from .automaton import Automata, Node
-from .points import Points
+from .known import CHECKED, KnownStep, Table, expect, keep
+from .points import Points, demands
 
 CHAIN_LIMIT = 20_000
 """Operations in one step; a task that does more without a scheduling point is taken to loop for ever."""
@@ -61,10 +62,12 @@ class Machine:
         learn: bool = True,
         foresight: bool = True,
         flat: bool = False,
+        remember: bool = True,
     ) -> None:
         self.world = world
         self.reduce = reduce
         self.learn = learn
+        self.remember = remember
         self.automata = Automata(world, flat)
         self.points = Points(world, self.automata, foresight)
         self.memory = Memory(world)
@@ -75,6 +78,16 @@ class Machine:
         self.violations: list[Violation] = []
         self.dead = False
         self.length = 0
+        self.taken = 0
+        """Known steps that were taken, or could have been."""
+        self._glued: list[Node] = []
+        """Operations of the step before which a scheduling point could have been, and was not needed."""
+        self._stopped = False
+        """Did the step end because a scheduling point is needed?"""
+        self._frees = False
+        """Did the step free an object?"""
+        self._told = False
+        """Did the step do more than change the state: start a task, or violate a property?"""
         self.site: tuple[str, int, str] = ("", 0, "")
         """Where in the model the running operation was asked for; kept up while there is an observer."""
         self._set_up(setup)
@@ -122,25 +135,87 @@ class Machine:
         """
         memory = self.memory
         memory.begin_step(index)
-        nodes = self.nodes
-        node = nodes[index]
+        node = self.nodes[index]
         if node is None:
             raise ModelError(f"task {self.task(index)} cannot run: it has ended or was never started.")
+        self.violations = []
+        self.dead = False
+        memory.beside = self._beside(index) if self.learn else 0
+        if not self.remember or length or memory.observer is not None:
+            return self._make(index, node, choices, length)
+        held = memory.held[index]
+        key = (choices, id(held))
+        table = node.known.get(key)
+        if table is None:
+            table = node.known[key] = Table()
+        same = None
+        for known in table.find(memory.values) or ():
+            if known.valid and known.still(self.points, memory):
+                self.taken += 1
+                if self.taken % CHECKED:
+                    return self._take(index, known)
+                same = known
+                break
+        mark, zobrist = len(memory.journal), memory.zobrist
+        possible = self._make(index, node, choices)
+        if not self._told:
+            made = self._made(index, possible, mark, zobrist)
+            if same is not None:
+                expect(same, made)
+            else:
+                keep(table, made, memory)
+        return possible
+
+    def _made(self, index: int, possible: bool, mark: int, zobrist: int) -> KnownStep:
+        """The step that was just made, for the next time."""
+        made = KnownStep(self.memory, mark, zobrist)
+        if possible:
+            made.possible = True
+            made.node = self.nodes[index]
+            made.conflict = self._stopped
+            if self._frees:
+                made.cells = len(self.memory.values)
+            made.glued = tuple(self._glued)
+            made.demand = demands(made.glued)
+            for node in made.glued:
+                node.glued_in.append(made)
+            made.branches, made.basic, made.length = self.branches, self.basic, self.length
+        return made
+
+    def _take(self, index: int, known: KnownStep) -> bool:
+        """Make a step as it was made before."""
+        memory = self.memory
+        memory.reads, memory.writes, memory.plains = known.reads, known.writes, known.plains
+        if not known.possible:
+            return False
+        memory.journal.extend(known.journal)
+        values = memory.values
+        for cell, value in known.values.items():
+            values[cell] = value
+        memory.zobrist ^= known.zobrist
+        memory.held[index] = known.held
+        self.nodes[index] = known.node
+        self.branches, self.basic, self.length = known.branches, known.basic, known.length
+        self.points.decided(known.glued)
+        return True
+
+    def _make(self, index: int, node: Node, choices: Sequence[int], length: int = 0) -> bool:
+        """Make a step operation by operation."""
+        memory, nodes = self.memory, self.nodes
         learn, points = self.learn, self.points
-        memory.beside = self._beside(index) if learn else 0
         values = memory.values
         observer = memory.observer
         branches: list[int] = []
         self.branches = branches
-        self.violations = []
-        self.dead = False
         outcomes: Choices = ()
         self.basic = basic = []
         first = True
-        begun = cut = 0
+        begun = cut = decided = 0
         eager = node.eager
         seen: tuple[Node, int] | None = None
         marked: Node | None = None  # the latest marked operation before which there is no scheduling point
+        self._glued = glued = []
+        self._stopped = self._told = self._frees = False
         for count in range(CHAIN_LIMIT):
             self.length = count
             if length:
@@ -150,17 +225,24 @@ class Machine:
                 self._expect_freeing(node)
             elif not first:
                 if node.marked:
-                    if not self.reduce or points.needed(node):
+                    if not self.reduce:
+                        break
+                    if points.needed(node):
+                        self._stopped = True
                         break
                     marked = node
+                    glued.append(node)
                 elif node.kind == CHOICE:
                     if branches:
                         # one choice a step: the ways through a loop of choices are merged where they meet
                         cut = count - begun
                         break
-                elif not node.local and learn and points.needed(node):
-                    cut = count - begun
-                    break
+                elif not node.local and learn:
+                    if points.needed(node):
+                        self._stopped = True
+                        cut = count - begun
+                        break
+                    glued.append(node)
             if count & 63 == 63:
                 # A loop without scheduling points that changes nothing spins: let others run (Brent's cycle finding).
                 if seen is None or count & (count + 1) == 0:
@@ -225,7 +307,7 @@ class Machine:
                     cut = 0 if node.marked else count - begun
                     break
                 self.violations.append(raised.violation)
-                self.dead = True
+                self.dead = self._told = True
                 break
             if memory.broken is not None:
                 self._surprise()
@@ -246,9 +328,15 @@ class Machine:
             spawning = node
             nodes[index] = node = following
             if kind == CUSTOM:
+                if spawning.frees:
+                    self._frees = True
                 if memory.spawned:
+                    self._told = True
+                    points.decided(tuple(glued[decided:]))
+                    decided = len(glued)
                     self._spawn(spawning)
                 if memory.warnings:
+                    self._told = True
                     self.violations.extend(memory.warnings)
                     memory.warnings.clear()
             first = False
@@ -258,6 +346,7 @@ class Machine:
                 f"{node.op.name} at {node.op.site[0]}:{node.op.site[1]}"
             )
         basic.append((outcomes, cut))
+        points.decided(tuple(glued[decided:]))
         return True
 
     def able(self, index: int) -> bool:

@@ -18,12 +18,15 @@ They are one with the marked operation before them; so it is before that operati
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from interleaf.runtime.cells import World
 from interleaf.runtime.memory import Memory
 
 from .automaton import Automata, Node
+
+DECISIONS = 300_000
+"""Decisions of one pass that are kept, to see whether they stand once more is known."""
 
 
 class Points:
@@ -35,19 +38,60 @@ class Points:
         self.foresight = foresight
         self.surprised = False
         """Has anything been shown that was not known when the pass began?"""
+        self.task = 0
         self.others: list[Node] = []
         """Where the other tasks are that could run, while a step is made."""
-        self._clashes: dict[tuple[int, int], int] = {}
-        self._glimpses: dict[tuple[int, int], int] = {}
-        """As in the world; the second task of a pair is one that conflicts, or that may start one that does."""
+        self._decided: set[tuple[tuple[Node, ...], tuple[Node, ...]]] = set()
+        """Operations before which no point was needed in this pass, and where the others were then."""
+        self._observed = 0
+        """Kinds of locks of which somebody looks whether they are free: giving one back may be noticed."""
+        self._pairs: dict[int, dict[int, tuple[int, int]]] = {}
+        """By task, and by bit of another one that conflicts with it or may start one that does: the clashes and
+        glimpses of the world."""
 
     def begin_pass(self) -> None:
         """Use all that has been learned."""
         self.surprised = False
+        self._decided.clear()
+        self._look_ahead()
+
+    def decided(self, nodes: tuple[Node, ...]) -> None:
+        """No point was needed before the operations of `nodes` in the step that is made."""
+        if nodes and len(self._decided) < DECISIONS:
+            self._decided.add((nodes, tuple(self.others)))
+
+    def stand(self) -> bool:
+        """Did the pass leave out no point that is needed, by all that is known now?
+
+        Nothing is ever forgotten, so the points that it had are needed still.
+        """
+        if not self.surprised:
+            return True
+        if len(self._decided) >= DECISIONS:
+            return False
+        self._look_ahead()
+        for nodes, others in self._decided:
+            self.task, self.others = nodes[0].task.index, list(others)
+            if self.conflict(*demands(nodes)):
+                return False
+        return True
+
+    def _look_ahead(self) -> None:
+        """Find out what is still to come of each task, and on what they conflict."""
+        observed = sum(domain.observed for domain in self.world.domains.values())
+        if observed != self._observed:
+            self._observed = observed
+            for node in self.automata.nodes.values():
+                if node.releases:
+                    node.grown()
         self.automata.foresee(self.foresight)
         starters = self.automata.starters()
-        self._clashes = _of_starters(self.world.clashes, starters)
-        self._glimpses = _of_starters(self.world.glimpses, starters)
+        clashes = _of_starters(self.world.clashes, starters)
+        glimpses = _of_starters(self.world.glimpses, starters)
+        self._pairs.clear()
+        for task, other in clashes.keys() | glimpses.keys():
+            pair = (clashes.get((task, other), 0), glimpses.get((task, other), 0))
+            self._pairs.setdefault(task, {})[1 << other] = pair
 
     def beside(self, index: int, nodes: Sequence[Node | None]) -> int:
         """The other tasks that could run, now or later, before this one has ended.
@@ -55,6 +99,7 @@ class Points:
         A task that is about to wait for the end of this one could not run: what it will do comes after that.
         """
         bit = 1 << index
+        self.task = index
         self.others = others = []
         beside = 0
         for node in nodes:
@@ -65,22 +110,22 @@ class Points:
 
     def needed(self, node: Node) -> bool:
         """Must there be a scheduling point before the operation of `node`, as far as is known?"""
-        touched, writes = node.own, node.own_writes
-        if node.releases and node.focus is not None and not node.focus.domain.observed:
-            # what it does only lets others go on, but the lock itself may have been freed
-            touched, writes = node.life.bit if node.life is not None else 0, 0
-        task = node.task.index
-        marked = node.marked
+        return self.conflict(*demand(node))
+
+    def conflict(self, touched: int, writes: int, shown: int, shown_writes: int) -> bool:
+        """Does the running task conflict with what others may still do, if it touches and writes these cells, and shows
+        those to checks of properties?"""
+        pairs = self._pairs.get(self.task)
+        if pairs is None:
+            return False
         for other in self.others:
-            pair = (task, other.task.index)
-            clash = self._clashes.get(pair)
-            if clash and (touched & other.future_writes & clash or writes & other.future & clash):
-                return True
-            if marked:
-                glimpse = self._glimpses.get(pair)
-                if glimpse and (
-                    node.shown & other.future_writes & glimpse or node.shown_writes & other.future & glimpse
-                ):
+            pair = pairs.get(other.bit)
+            if pair is not None:
+                clash, glimpse = pair
+                future, future_writes = other.future, other.future_writes
+                if touched & future_writes & clash or writes & future & clash:
+                    return True
+                if shown & future_writes & glimpse or shown_writes & future & glimpse:
                     return True
         return False
 
@@ -90,6 +135,7 @@ class Points:
         if own & ~node.own or writes & ~node.own_writes:
             node.own |= own
             node.own_writes |= writes
+            node.grown()
             self.foreseen(node, own, writes)
             if glued and self.needed(node):
                 self.surprised = True
@@ -99,6 +145,7 @@ class Points:
         if node.own & ~marked.shown or node.own_writes & ~marked.shown_writes:
             marked.shown |= node.own
             marked.shown_writes |= node.own_writes
+            marked.grown()
             if self.needed(marked):
                 self.surprised = True
 
@@ -121,6 +168,24 @@ class Points:
         if started not in node.spawns:
             node.spawns.add(started)
             self.surprised = True
+
+
+def demand(node: Node) -> tuple[int, int, int, int]:
+    """What the operation of `node` touches, writes, shows, and shows to be written, so that others may notice it."""
+    touched, writes = node.own, node.own_writes
+    if node.releases and node.focus is not None and not node.focus.domain.observed:
+        # what it does only lets others go on, but the lock itself may have been freed
+        touched, writes = node.life.bit if node.life is not None else 0, 0
+    return (touched, writes, node.shown, node.shown_writes) if node.marked else (touched, writes, 0, 0)
+
+
+def demands(nodes: Iterable[Node]) -> tuple[int, int, int, int]:
+    """The same of the operations of several nodes."""
+    touched = writes = shown = shown_writes = 0
+    for node in nodes:
+        one = demand(node)
+        touched, writes, shown, shown_writes = touched | one[0], writes | one[1], shown | one[2], shown_writes | one[3]
+    return touched, writes, shown, shown_writes
 
 
 def _of_starters(pairs: dict[tuple[int, int], int], starters: dict[int, set[int]]) -> dict[tuple[int, int], int]:

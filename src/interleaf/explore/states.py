@@ -209,10 +209,10 @@ class StateSearch:
             self.auditor.begin_pass()
         self._arrive({}, {}, -1, (-1, [], 0))
         while self.stack:
-            # A pass that was surprised is to be done again, but it goes on to its end: it is smaller than the last
-            # one will be, and what it learns saves further passes.
+            # A pass that was surprised goes on to its end: what it learns saves further passes, and it may turn out
+            # to have left out nothing, so that it was the last one.
             self._advance()
-        return not machine.surprised
+        return machine.points.stand()
 
     def _advance(self) -> None:
         """Take the next step from the state on top of the stack, or leave that state."""
@@ -298,7 +298,7 @@ class StateSearch:
                 if position is not None:
                     self.stack[position].cyclic = True
                     self.turning.update(passed.running for passed in self.stack[position:])
-                if self.auditor is not None and not machine.surprised:
+                if self.auditor is not None:
                     self.auditor.merged(key, self, arrived)
                 self._bound_executions()
                 return
@@ -326,7 +326,7 @@ class StateSearch:
         self.on_path.setdefault(key, depth)
         if not unfinished:
             outcome.executions += 1
-            if self.auditor is not None and not machine.surprised:
+            if self.auditor is not None:
                 for violation in self.auditor.completed(self):
                     self._add(Found(violation, self.schedule(), outcome.executions, race=True))
             self._bound_executions()

@@ -31,15 +31,15 @@ class Readers(lockdep_map):
 
 def enter(memory: Memory, readers: Cell, reader: int) -> None:
     """`reader` is inside from here on."""
-    memory.commute_cell(readers, memory.values[readers.index] | 1 << reader)
+    memory.commute_cell(readers, memory.peek(readers) | 1 << reader)
     memory.hold(readers, False)
 
 
 def leave(memory: Memory, state: Readers, readers: Cell, reader: int) -> None:
     """`reader` is not inside any more, and nobody waits for it."""
-    memory.commute_cell(readers, memory.values[readers.index] & ~(1 << reader))
+    memory.commute_cell(readers, memory.peek(readers) & ~(1 << reader))
     waiters = Readers.waiters.element(state, reader)
-    if memory.values[waiters.index]:
+    if memory.peek(waiters):
         # beginning a grace period writes `readers`, so whether there are waiters is part of the footprint already
         memory.store_cell(waiters, 0)
     memory.drop(readers)
@@ -47,7 +47,7 @@ def leave(memory: Memory, state: Readers, readers: Cell, reader: int) -> None:
 
 def begin(memory: Memory, state: Readers, readers: Cell, waiter: int) -> bool:
     """A grace period begins, for which the task `waiter` is going to wait. Is there anybody to wait for?"""
-    inside: int = memory.values[readers.index]
+    inside: int = memory.peek(readers)
     memory.store_cell(readers, inside)
     memory.order(readers, release=True)
     memory.order((readers, "shared"), acquire=True)
@@ -62,7 +62,7 @@ def over(memory: Memory, state: Readers, readers: Cell) -> bool:
     """Is the grace period of the running task over? If so, it is forgotten."""
     mine = 1 << memory.task
     awaited = Readers.awaited.element(state, memory.task)
-    for reader in bits(memory.values[awaited.index]):
+    for reader in bits(memory.peek(awaited)):
         if memory.load_cell(Readers.waiters.element(state, reader)) & mine:
             return False
     memory.set(awaited, 0)

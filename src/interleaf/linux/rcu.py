@@ -120,7 +120,7 @@ class _ReadUnlock(_RcuOp):
         if not memory.held[task].any & cell.bit:
             self.violate(memory, "rcu_read_unlock() outside a reader", True)
         depth = RcuState.nesting.element(known.state, task)
-        if memory.values[depth.index]:
+        if memory.peek(depth):
             memory.store_cell(depth, memory.load_cell(depth) - 1)
             return
         leave(memory, known.state, cell, task)
@@ -175,11 +175,11 @@ class _CallRcu(_RcuOp):
         memory.store_cell(self.queued, queued + 1)
         times = queued >> 1
         task = intern_task(memory.world, f"rcu:{self.head}#{times}" if times else f"rcu:{self.head}")
-        memory.commute_cell(known.callbacks, memory.values[known.callbacks.index] | task.bit)
+        memory.commute_cell(known.callbacks, memory.peek(known.callbacks) | task.bit)
         begin(memory, known.state, known.readers, task.index)
         before = RcuState.latest.element(known.state, memory.task)
         memory.spawned.append(
-            (task, _callback, (memory.values[before.index], self.head, self.function, *self.arguments))
+            (task, _callback, (memory.peek(before), self.head, self.function, *self.arguments))
         )
         memory.set(before, task)
         memory.order(task, release=True)
@@ -221,7 +221,7 @@ class _Invoked(_RcuOp):
 
     def run(self, memory: Memory) -> None:
         known = self.known
-        memory.commute_cell(known.callbacks, memory.values[known.callbacks.index] & ~(1 << memory.task))
+        memory.commute_cell(known.callbacks, memory.peek(known.callbacks) & ~(1 << memory.task))
         memory.drop(known.softirq)
 
     def text(self, result: Value) -> str:
@@ -242,9 +242,9 @@ class _Outstanding(_RcuOp):
     def run(self, memory: Memory) -> Value:
         callbacks = self.known.callbacks
         may_sleep(memory, self.site)
-        memory.store_cell(callbacks, memory.values[callbacks.index])
+        memory.store_cell(callbacks, memory.peek(callbacks))
         memory.order((self.known.softirq, "shared"), acquire=True)
-        return memory.values[callbacks.index]
+        return memory.peek(callbacks)
 
     def text(self, result: Value) -> str:
         return f"waits for {result.bit_count()} RCU callbacks"

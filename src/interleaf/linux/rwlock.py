@@ -35,7 +35,7 @@ class _ReadLock(Op):
 
     def run(self, memory: Memory) -> Value:
         cell = self.cell
-        holders = memory.values[cell.index]
+        holders = memory.peek(cell)
         task = memory.task
         if memory.held[task].any & cell.bit:
             if holders < 0:
@@ -86,7 +86,7 @@ class _ReadUnlock(Op):
             depth = rwlock_t.again.element(self.lock, memory.task)
             memory.store_cell(depth, memory.load_cell(depth) - 1)
         else:
-            memory.commute_cell(cell, memory.values[cell.index] & ~(1 << memory.task))
+            memory.commute_cell(cell, memory.peek(cell) & ~(1 << memory.task))
         memory.drop(cell)
 
     def text(self, result: Value) -> str:

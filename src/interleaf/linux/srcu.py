@@ -51,7 +51,7 @@ class _ReadLock(_SrcuOp):
         self.focus = self.cell
 
     def run(self, memory: Memory) -> int:
-        mine = memory.values[self.cell.index] >> memory.task * NESTING
+        mine = memory.peek(self.cell) >> memory.task * NESTING
         for index in range(NESTING):
             if not mine >> index & 1:
                 lock_acquire(memory, self.cell, RECURSIVE_READ, self.site)
@@ -72,7 +72,7 @@ class _ReadUnlock(_SrcuOp):
 
     def run(self, memory: Memory) -> None:
         reader = memory.task * NESTING + self.index
-        if not 0 <= self.index < NESTING or not memory.values[self.cell.index] >> reader & 1:
+        if not 0 <= self.index < NESTING or not memory.peek(self.cell) >> reader & 1:
             task = memory.world.tasks[memory.task]
             message = (
                 f"{task} leaves {self.s} in {place(self.site)} with index {self.index}, which it did not get there"

@@ -89,7 +89,7 @@ class _Queue(_WorkqueueOp):
         runs = memory.load_cell(self.runs)
         memory.store_cell(self.runs, runs + 1)
         task = intern_task(memory.world, f"work:{self.work}#{runs}" if runs else f"work:{self.work}")
-        memory.commute_cell(self.cell, memory.values[self.cell.index] | task.bit)
+        memory.commute_cell(self.cell, memory.peek(self.cell) | task.bit)
         memory.spawned.append((task, _process_one_work, (self.wq, self.work)))
         memory.order(task, release=True)
         return True
@@ -140,7 +140,7 @@ class _End(_WorkqueueOp):
     def run(self, memory: Memory) -> None:
         memory.store_cell(self.running, False)
         memory.order(self.running, release=True)
-        memory.commute_cell(self.cell, memory.values[self.cell.index] & ~(1 << memory.task))
+        memory.commute_cell(self.cell, memory.peek(self.cell) & ~(1 << memory.task))
         memory.drop(self.cell)
 
     def text(self, result: Value) -> str:
@@ -155,7 +155,7 @@ class _Outstanding(_WorkqueueOp):
     def run(self, memory: Memory) -> Value:
         lock_sync(memory, self.cell, self.site)
         may_sleep(memory, self.site)
-        runs = memory.values[self.cell.index]
+        runs = memory.peek(self.cell)
         memory.store_cell(self.cell, runs)
         memory.order((self.cell, "shared"), acquire=True)
         return runs

@@ -76,6 +76,8 @@ class Memory:
         self.reads = 0
         self.writes = 0
         self.plains = 0
+        self.further = 0
+        """Cells without a footprint on which the running step depends: those peeked at, and those that were set."""
         self.plainly = False
         """The running operation is no scheduling point, so all its accesses are plain, whatever it says."""
         self.broken: Cell | None = None
@@ -141,6 +143,7 @@ class Memory:
 
     def set(self, cell: Cell, value: Value) -> None:
         """Change a value, with journal and hash, leaving no footprint."""
+        self.further |= cell.bit
         old = self.values[cell.index]
         if old is value or (old == value and type(old) is type(value)):
             return
@@ -197,7 +200,7 @@ class Memory:
 
     def begin_step(self, task: int) -> None:
         self.task = task
-        self.reads = self.writes = self.plains = 0
+        self.reads = self.writes = self.plains = self.further = 0
 
     def rollback(self, mark: int, zobrist: int) -> None:
         """Restore the state at which the journal had `mark` entries and the hash was `zobrist`."""
@@ -211,7 +214,9 @@ class Memory:
         self.zobrist = zobrist
 
     def peek(self, cell: Cell) -> Value:
-        """Look at a value without any record: for reports and final checks only."""
+        """Look at a value without a footprint: in reports and final checks, and in operations on which the value has no
+        influence that others could notice."""
+        self.further |= cell.bit
         return self.values[cell.index]
 
     def learn(self, cell: Cell, write: bool) -> None:

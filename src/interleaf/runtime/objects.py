@@ -352,7 +352,7 @@ class New(Op):
         world = memory.world
         task = world.tasks[memory.task]
         counter = _created.element(task, self.cls)
-        count = memory.values[counter.index]
+        count = memory.peek(counter)
         memory.set(counter, count + 1)
         constants = {name: const.default for name, const in self.cls.constants.items()}
         initial = []
@@ -393,7 +393,7 @@ class Free(Op):
         self.life = self.focus = obj.life
 
     def run(self, memory: Memory) -> None:
-        if memory.values[self.life.index] != ALIVE:
+        if memory.peek(self.life) != ALIVE:
             memory.writes |= self.life.bit  # a search must see that this comes from the other freeing
             raise ViolationRaised(
                 Violation("double-free", f"{self.obj} is freed, but it is not allocated", True, self.obj.name)

@@ -158,7 +158,7 @@ class Spawn(Op):
         label = self.label
         if label is None:
             counter = _spawned.element(world.tasks[memory.task], self.function.__name__)
-            count = memory.values[counter.index]
+            count = memory.peek(counter)
             memory.set(counter, count + 1)
             label = f"{world.tasks[memory.task].name}>{self.function.__name__}{count or ''}"
         task = intern_task(world, label)
