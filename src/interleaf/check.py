@@ -7,6 +7,7 @@ same answer, in whatever process and beside whatever other requests it is run.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable
@@ -14,10 +15,12 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import TypeAlias
 
 from interleaf import bugs, scenarios
 from interleaf.explore.bounded import BoundedSearch, shortest
 from interleaf.explore.hunt import Hunt
+from interleaf.explore.machine import Machine
 from interleaf.explore.outcome import Bounds, Found, Outcome, Progress
 from interleaf.explore.states import StateSearch
 from interleaf.explore.steps import StepSearch
@@ -26,6 +29,8 @@ from interleaf.kvm.design import Design
 from interleaf.properties import MADE_OF, NAMES
 from interleaf.runtime import ModelError, Schedule
 from interleaf.scenarios import Scenario
+
+Search: TypeAlias = StateSearch | StepSearch | BoundedSearch | Hunt
 
 ENGINES = ("states", "steps", "both", "hunt")
 
@@ -107,14 +112,20 @@ def check(request: Request, progress: Callable[[Progress], None] | None = None) 
     """Search, judge, and find the shortest stories. Raises ModelError if the model or the request is at fault."""
     scenario, design, setup = program(request)
     digest = digest_of(request)
-    outcomes = _search(request, setup, progress)
-    subject = Subject(scenario.name, design.name, digest)
-    verdict = judge(subject, outcomes, NAMES, request.bounds, request.seed, MADE_OF)
-    merged = Outcome("all")
-    for outcome in outcomes:
-        for found in outcome.found:
-            merged.add(found)
-    findings = tuple(_retell(request, scenario, design, digest, merged.found))
+    with contextlib.ExitStack() as cleanup:
+        searches = _searches(request, setup, progress)
+        for search in searches:
+            cleanup.callback(search.close)
+        outcomes = [search.run() for search in searches]
+        subject = Subject(scenario.name, design.name, digest)
+        verdict = judge(subject, outcomes, NAMES, request.bounds, request.seed, MADE_OF)
+        merged = Outcome("all")
+        for outcome in outcomes:
+            for found in outcome.found:
+                merged.add(found)
+        # what the proof has learned of the program, the search for its shortest stories need not find out again
+        learned = searches[0].machine if isinstance(searches[0], StateSearch) else None
+        findings = tuple(_retell(request, scenario, design, digest, merged.found, learned))
     main = outcomes[0]
     return Cell(
         request,
@@ -130,11 +141,11 @@ def check(request: Request, progress: Callable[[Progress], None] | None = None) 
     )
 
 
-def _search(
+def _searches(
     request: Request, setup: Callable[[], object], progress: Callable[[Progress], None] | None
-) -> list[Outcome]:
+) -> list[Search]:
     bounds = request.bounds
-    searches: list[StateSearch | StepSearch | BoundedSearch | Hunt] = []
+    searches: list[Search] = []
     if request.engine not in ENGINES:
         raise ModelError(f"there is no engine {request.engine!r}; there are {', '.join(ENGINES)}.")
     if request.engine == "hunt":
@@ -152,23 +163,19 @@ def _search(
             searches.append(StateSearch(setup, bounds=bounds, seed=request.seed, progress=progress))
         if request.engine in ("steps", "both"):
             searches.append(StepSearch(setup, bounds=bounds, progress=progress))
-    outcomes = []
-    for search in searches:
-        try:
-            outcomes.append(search.run())
-        finally:
-            search.close()
-    return outcomes
+    return searches
 
 
-def _retell(request: Request, scenario: Scenario, design: Design, digest: str, found: list[Found]) -> list[Finding]:
+def _retell(
+    request: Request, scenario: Scenario, design: Design, digest: str, found: list[Found], learned: Machine | None
+) -> list[Finding]:
     """The findings, each with the shortest story that can be found for it.
 
     First the parameters of the scenario are lowered as far as all of them still show, then the preemptions.
     """
     retold = [one.signature for one in found if not one.race]
     parameters = request.parameters
-    stories = _stories(scenario, design, parameters, retold)
+    stories = _stories(scenario, design, parameters, retold, learned)
     for parameter in scenario.parameters:
         given = dict(parameters)
         if given.get(parameter.name, parameter.default) <= parameter.minimum or len(retold) < len(found):
@@ -200,10 +207,14 @@ def _retell(request: Request, scenario: Scenario, design: Design, digest: str, f
 
 
 def _stories(
-    scenario: Scenario, design: Design, parameters: tuple[tuple[str, int], ...], wanted: list[tuple[str, str]]
+    scenario: Scenario,
+    design: Design,
+    parameters: tuple[tuple[str, int], ...],
+    wanted: list[tuple[str, str]],
+    learned: Machine | None = None,
 ) -> dict[tuple[str, str], tuple[Found, int]]:
     setup = functools.partial(scenario.setup, design, **dict(parameters))
-    return shortest(setup, wanted, preemptions=STORY_PREEMPTIONS, states=STORY_STATES)
+    return shortest(setup, wanted, preemptions=STORY_PREEMPTIONS, states=STORY_STATES, machine=learned)
 
 
 def digest_of(request: Request) -> str:

@@ -11,6 +11,7 @@ proof: an `Outcome` from here is not exhaustive, whatever was found.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ class BoundedSearch:
     """All executions with at most `bounds.preemptions` preemptions.
 
     `inspect` looks at every state, `final` at those in which all tasks have ended. With `wanted` (signatures of
-    violations), others are passed over, and the search ends when all of these are found.
+    violations), others are passed over, and the search ends when all of these are found. A `machine` that has learned
+    in another search of the same program (with lock reduction) knows already what this one would have to find out.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class BoundedSearch:
         wanted: Collection[Signature] | None = None,
         inspect: Inspect | None = None,
         final: Inspect | None = None,
+        machine: Machine | None = None,
     ) -> None:
         if bounds.preemptions is None:
             raise ValueError("a bounded search needs a bound on preemptions")
@@ -69,8 +72,8 @@ class BoundedSearch:
         self.wanted = set(wanted) if wanted is not None else None
         self.inspect = inspect
         self.final = final
-        self.world = World()
-        self.machine = Machine(self.world, setup)
+        self.machine = machine or Machine(World(), setup)
+        self.world = self.machine.world
         self.outcome = Outcome("bounded", reductions=("call frames", "lock reduction"))
         self.visited: dict[tuple[int, int], int] = {}
         """The largest budget with which a (state, last task) was explored."""
@@ -105,8 +108,8 @@ class BoundedSearch:
         while stack:
             self._advance(stack[-1])
             if machine.surprised and self.outcome.transitions > transitions + PATIENCE:
-                break
-        return not machine.surprised
+                return False
+        return machine.points.stand()
 
     def _advance(self, frame: _Frame) -> None:
         machine = self.machine
@@ -200,23 +203,26 @@ def shortest(
     states: int,
     inspect: Inspect | None = None,
     final: Inspect | None = None,
+    machine: Machine | None = None,
 ) -> dict[Signature, tuple[Found, int]]:
     """For each wanted violation that is found: the schedule with the fewest preemptions, and how many.
 
-    At most `preemptions` are tried, and at most `states` states are visited for each number of them.
+    At most `preemptions` are tried, and at most `states` states are visited for each number of them. For `machine` see
+    `BoundedSearch`.
     """
     stories: dict[Signature, tuple[Found, int]] = {}
-    for budget in range(preemptions + 1):
-        left = [signature for signature in wanted if signature not in stories]
-        if not left:
-            break
-        bounds = Bounds(states=states, preemptions=budget)
-        search = BoundedSearch(setup, bounds, wanted=left, inspect=inspect, final=final)
-        try:
+    with contextlib.ExitStack() as cleanup:
+        if machine is None:
+            machine = Machine(World(), setup)
+            cleanup.callback(machine.close)
+        for budget in range(preemptions + 1):
+            left = [signature for signature in wanted if signature not in stories]
+            if not left:
+                break
+            bounds = Bounds(states=states, preemptions=budget)
+            search = BoundedSearch(setup, bounds, wanted=left, inspect=inspect, final=final, machine=machine)
             for found in search.run().found:
                 stories[found.signature] = (found, budget)
-        finally:
-            search.close()
-        if len(search.visited) >= states:
-            break
+            if len(search.visited) >= states:
+                break
     return stories
