@@ -14,7 +14,6 @@ from interleaf.kvm.tdp.collapse import COLLAPSE_LEAFS, COLLAPSE_PARENTS, RECOVER
 from interleaf.kvm.tdp.map import PREFETCH_KEEPS_PRESENT, SPURIOUS_IF_ALLOWED
 from interleaf.kvm.tdp.masks import VOLATILE_ACCESSED
 from interleaf.kvm.tdp.spte import REMADE_SPTE_CLEAN
-from interleaf.kvm.tdp.zap import NEEDBREAK_FIRST
 
 from .v6_12 import V6_12
 
@@ -26,7 +25,6 @@ V6_18 = V6_12.derive(
         AGE_ELIDES_FLUSH,
         AGE_LOCKLESS,
         ATTRIBUTES_COVER_HUGE_PAGES,
-        NEEDBREAK_FIRST,
         NX_RECOVERY_UNDER_READ_LOCK,
         PREFAULT_INVALID_SLOT,
         PREFETCH_KEEPS_PRESENT,

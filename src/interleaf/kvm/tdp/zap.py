@@ -29,11 +29,6 @@ FORWARD_PROGRESS = rule(
     "for ever.",
     "ed5e484b79e8",
 )
-NEEDBREAK_FIRST = rule(
-    "needbreak-before-progress",
-    "A walk first asks whether anybody wants it to yield, and then whether it has made progress.",
-    "e287e4316713",
-)
 FLUSH_IN_RCU = rule(
     "flush-before-rcu-unlock",
     "A walk flushes before it leaves its RCU reader, so that a table that it has removed is not freed while the "
@@ -75,12 +70,10 @@ def tdp_mmu_iter_cond_resched(kvm: Kvm, it: TdpIter, flush: bool, shared: bool) 
     with the iterator is tdp_iter_next(). In an RCU reader, mmu_lock held: for read if `shared`, else for write.
     """
     design = kvm.design
-    asks_first = design.obeys(NEEDBREAK_FIRST)
-    if asks_first and not rwlock_needbreak(kvm.mmu_lock):
-        return it
+    # which of the two looks comes first (e287e4316713 has changed it) cannot be seen: neither has an effect
     if not it.may_yield and design.obeys(FORWARD_PROGRESS):
         return it
-    if not asks_first and not rwlock_needbreak(kvm.mmu_lock):
+    if not rwlock_needbreak(kvm.mmu_lock):
         return it
     early = design.obeys(FLUSH_IN_RCU)
     say(f"{current_task().name} gives mmu_lock up before gfn {it.gfn:#x}")
