@@ -38,6 +38,7 @@ BREAKS: dict[str, tuple[str, str]] = {
     "stale-root-check": ("fault-vs-other-memslot-delete", "I8"),
     "swap-waits-for-notifiers": ("memslot-create-vs-unmap", "BUG"),
     "unmap-sees-invalid-roots": ("memslot-delete-vs-unmap", "I1"),
+    "xchg-volatile-sptes": ("dirty-log-enable-vs-aging", "I11"),
 }
 """A scenario, and what is violated there without the rule."""
 
@@ -82,7 +83,6 @@ IDLE: dict[str, str] = {
     "warn-frozen-exclusive": "a check of the kernel's own",
     "write-protect-mmu-writable": SMALL,
     "write-protect-valid-roots": COST,
-    "xchg-volatile-sptes": SMALL,
     "zap-all-takes-slots-lock": SMALL,
     "zap-leafs-no-flush-invalid": COST,
     "zap-range-counts": "its harm is in what a range is mapped with (memory types), which the model does not have",
