@@ -26,7 +26,9 @@ def run(plan: Plan) -> Execution:
 def test_each_action_can_be_done(action: Action) -> None:
     before = tuple(Call(other, 0) for other in ACTIONS if other.gives and other.gives in action.needs)
     task = TaskPlan(action.lane, 0, (*before, Call(action, 0)))
-    execution = run(Plan((task,), populated=True, dummy=Slots.DUMMY in action.needs))
+    execution = run(
+        Plan((task,), populated=True, dummy=Slots.DUMMY in action.needs, manual=Slots.MANUAL in action.needs)
+    )
     assert not [step.violations for step in execution.steps if step.violations]
 
 

@@ -28,11 +28,13 @@ class Slots(enum.Flag):
     """Memslot 1, which nobody accesses, exists."""
     LOGGED = enum.auto()
     """Dirty pages of memslot 0 are logged."""
+    MANUAL = enum.auto()
+    """Getting the dirty log protects no pages, clearing it does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One row of the table. `call` is Python: `vcpu` and `kvm` are there, `{gfn}` and `{page}` are drawn."""
+    """One row of the table. `call` is Python: `vcpu` and `kvm` are there, `{gfn}` and `{hva}` are of the page drawn."""
 
     name: str
     lane: Lane
@@ -54,37 +56,55 @@ class Action:
 _VCPU = "interleaf.kvm.vcpu"
 _SLOTS = "interleaf.kvm.memslots"
 _MM = "interleaf.mm.unmap"
-_HVA = (("interleaf.scenarios", "GUEST_HVA"),)
 _RUN = "kvm_arch_vcpu_ioctl_run(vcpu, {})"
 
 ACTIONS = (
     Action("read", Lane.VCPU, _RUN.format("read({gfn})"), _VCPU, ((_VCPU, "read"),)),
     Action("write", Lane.VCPU, _RUN.format("write({gfn})"), _VCPU, ((_VCPU, "write"),)),
     Action("execute", Lane.VCPU, _RUN.format("execute({gfn})"), _VCPU, ((_VCPU, "execute"),)),
+    Action(
+        "write from a nested guest",
+        Lane.VCPU,
+        _RUN.format("enter_l2(), write({gfn}), exit_l2()"),
+        _VCPU,
+        ((_VCPU, "enter_l2"), (_VCPU, "exit_l2"), (_VCPU, "write")),
+    ),
+    Action(
+        "toggle CR0.WP",
+        Lane.VCPU,
+        _RUN.format("toggle_cr0_wp()"),
+        _VCPU,
+        ((_VCPU, "toggle_cr0_wp"),),
+    ),
     Action("reset the MMU", Lane.VCPU, "kvm_mmu_reset_context(vcpu)", "interleaf.kvm.mmu"),
-    Action("munmap", Lane.HOST, "munmap(kvm.mm, GUEST_HVA + {page}, 1)", _MM, _HVA),
+    Action("munmap", Lane.HOST, "munmap(kvm.mm, {hva}, 1)", _MM),
     Action(
         "MADV_DONTNEED",
         Lane.HOST,
-        "madvise_dontneed(kvm.mm, GUEST_HVA + {page}, 1)",
+        "madvise_dontneed(kvm.mm, {hva}, 1)",
         _MM,
-        _HVA,
     ),
     Action(
         "migrate",
         Lane.HOST,
-        "migrate_page(kvm.mm, GUEST_HVA + {page})",
+        "migrate_page(kvm.mm, {hva})",
         "interleaf.mm.migrate",
-        _HVA,
     ),
     Action(
         "reclaim",
         Lane.HOST,
-        "madvise_pageout(kvm.mm, GUEST_HVA + {page}, 1)",
+        "madvise_pageout(kvm.mm, {hva}, 1)",
         "interleaf.mm.vmscan",
-        _HVA,
     ),
-    Action("age", Lane.HOST, "damon_young(kvm.mm, GUEST_HVA + {page})", "interleaf.mm.vmscan", _HVA),
+    Action("age", Lane.HOST, "damon_young(kvm.mm, {hva})", "interleaf.mm.vmscan"),
+    Action("fork", Lane.HOST, "fork(kvm.mm)", "interleaf.mm.fork"),
+    Action(
+        "clear the dirty log",
+        Lane.SLOTS,
+        "kvm_clear_dirty_log(kvm, 0, ({gfn},))",
+        "interleaf.kvm.dirty_log",
+        needs=Slots.MEMORY | Slots.LOGGED | Slots.MANUAL,
+    ),
     Action(
         "delete memslot 0",
         Lane.SLOTS,
@@ -119,6 +139,8 @@ ACTIONS = (
         needs=Slots.MEMORY | Slots.LOGGED,
     ),
     Action("write nx_huge_pages", Lane.ADMIN, "set_nx_huge_pages()", "interleaf.kvm.zap"),
+    Action("switch nx_huge_pages on", Lane.ADMIN, "set_nx_huge_pages(True)", "interleaf.kvm.zap"),
+    Action("recover huge pages", Lane.ADMIN, "kvm_recover_nx_huge_pages(kvm)", "interleaf.kvm.nx_recovery"),
     Action(
         "zap a gfn range",
         Lane.ADMIN,

@@ -54,13 +54,17 @@ class Plan:
     """The memory begins at 512 GiB, so that walks may yield before its first page."""
     dummy: bool = False
     """There is a memslot that nobody accesses, to be deleted."""
+    huge: bool = False
+    """The memory is a huge page of 2 MiB, of which the first pages are used."""
+    manual: bool = False
+    """The dirty log is cleared by hand (KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE)."""
     platform: str = PLATFORMS[0]
 
     @property
     def size(self) -> tuple[int, ...]:
         """To choose the smaller of two."""
         calls = sum(len(task.calls) for task in self.tasks)
-        extras = self.populated + self.far + self.dummy
+        extras = self.populated + self.far + self.dummy + self.huge + self.manual
         return calls, len(self.tasks), self.vcpus, self.pages, extras, PLATFORMS.index(self.platform)
 
 
@@ -70,12 +74,13 @@ def plans(draw: strategies.DrawFn) -> Plan:
     vcpus = draw(strategies.integers(1, MOST_VCPUS))
     pages = draw(strategies.integers(1, MOST_PAGES))
     dummy = draw(strategies.booleans())
+    manual = draw(strategies.booleans())
     lanes = [(Lane.VCPU, index) for index in range(vcpus)]
     lanes += [(lane, 0) for lane in (Lane.HOST, Lane.SLOTS, Lane.ADMIN)]
     chosen = draw(strategies.lists(strategies.sampled_from(lanes), min_size=2, max_size=MOST_TASKS, unique=True))
     tasks = []
     for lane, vcpu in chosen:
-        state = Slots.MEMORY | (Slots.DUMMY if dummy else Slots.NONE)
+        state = Slots.MEMORY | (Slots.DUMMY if dummy else Slots.NONE) | (Slots.MANUAL if manual else Slots.NONE)
         calls: list[Call] = []
         for _ in range(draw(strategies.integers(1, MOST_ACTIONS))):
             choices = possible(lane, state)
@@ -92,5 +97,7 @@ def plans(draw: strategies.DrawFn) -> Plan:
         populated=draw(strategies.booleans()),
         far=draw(strategies.booleans()),
         dummy=dummy,
+        huge=draw(strategies.booleans()),
+        manual=manual,
         platform=draw(strategies.sampled_from(PLATFORMS)),
     )

@@ -31,7 +31,7 @@ def text_of(plan: Plan, note: str = "") -> str:
     lines = [f'"""{note or "A random scenario."}"""', ""]
     lines += [f"from {module} import {', '.join(sorted(imports[module]))}" for module in sorted(imports)]
     for task in plan.tasks:
-        lines += ["", "", *_task(task)]
+        lines += ["", "", *_task(task, plan)]
     lines += ["", "", f'@scenario("Random: {_told(plan)}")', f"def {NAME}(design: Design) -> None:"]
     lines.append(f'    """{_told(plan).capitalize()}."""')
     lines.append(f"    kvm = make_vm({', '.join(_arguments(plan))})")
@@ -54,6 +54,10 @@ def _imports(plan: Plan) -> list[tuple[str, str]]:
     found = [wanted for task in plan.tasks for call in task.calls for wanted in call.action.imports]
     if plan.populated:
         found.append(("interleaf.scenarios", "populate"))
+    if any("{hva}" in call.action.call for task in plan.tasks for call in task.calls):
+        found.append(("interleaf.scenarios", _hva(plan)))
+    if plan.manual:
+        found.append(("interleaf.kvm.kvm_host", "KvmParams"))
     if plan.far:
         found.append(("interleaf.scenarios", "FAR_GFN"))
     if plan.platform != PLATFORMS[0]:
@@ -66,21 +70,29 @@ def _arguments(plan: Plan) -> list[str]:
     arguments = ["design", *(f"{name}={value}" for name, (value, default) in given.items() if value != default)]
     if plan.far:
         arguments.append("base_gfn=FAR_GFN")
+    if plan.huge:
+        arguments.append("huge=True")
+    if plan.manual:
+        arguments.append("params=KvmParams(manual_protect=True)")
     if plan.platform != PLATFORMS[0]:
         arguments.append(f"platform={plan.platform}")
     return arguments
 
 
-def _task(task: TaskPlan) -> list[str]:
+def _task(task: TaskPlan, plan: Plan) -> list[str]:
     lines = [f"def _{task.name}(kvm: Kvm) -> None:"]
     if task.lane is Lane.VCPU:
         lines.append(f"    vcpu = kvm.vcpus[{task.vcpu}]")
-    lines += [f"    {_call(call)}" for call in task.calls]
+    lines += [f"    {_call(call, plan)}" for call in task.calls]
     return lines
 
 
-def _call(call: Call) -> str:
-    return call.action.call.format(gfn=f"kvm.gfns[{call.page}]", page=call.page)
+def _call(call: Call, plan: Plan) -> str:
+    return call.action.call.format(gfn=f"kvm.named_gfns[{call.page}]", hva=f"{_hva(plan)} + {call.page}")
+
+
+def _hva(plan: Plan) -> str:
+    return "HUGE_HVA" if plan.huge else "GUEST_HVA"
 
 
 def _told(plan: Plan) -> str:
