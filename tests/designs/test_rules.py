@@ -27,7 +27,7 @@ BREAKS: dict[str, tuple[str, str]] = {
     "frozen-leaf-check": ("dirty-log-disable-vs-fault", "frozen-spte-atomic"),
     "full-mmu-seq": ("fault-after-many-invalidations", "livelock"),
     "invalid-slot-retry": ("late-fault-vs-memslot-delete", "I1"),
-    "invalidate-requests-reload": ("memslot-delete-vs-unmap", "I1"),
+    "invalidate-requests-reload": ("fault-vs-other-memslot-delete", "I9"),
     "iter-yielded": ("last-put-vs-unmap", "I12"),
     "map-at-goal-only": ("fault-below-dirty-log-disable", "map-at-wrong-level"),
     "next-root-rcu": ("fault-vs-other-memslot-delete", "use-after-free"),

@@ -11,6 +11,7 @@ from interleaf.kvm.tdp import tdp_mmu
 from interleaf.kvm.tdp.ghost import WORK
 from interleaf.kvm.tdp.references import gives_back, hands_over, root_invalidated
 from interleaf.kvm.tdp.roots import step_root
+from interleaf.linux.atomic import WRITE_ONCE
 from interleaf.linux.list import list_for_each_entry
 from interleaf.linux.lockdep import lockdep_assert_held_write
 from interleaf.linux.rcu import rcu_read_lock, rcu_read_unlock
@@ -27,7 +28,8 @@ def _invalidate_queueing_twice(kvm: Kvm, invalidated_roots: Any) -> None:
     lockdep_assert_held_write(kvm.mmu_lock)
     for root in list_for_each_entry(kvm.tdp_mmu_roots, KvmMmuPage):
         if tdp_mmu.kvm_tdp_mmu_get_root(kvm, root):
-            root.role = root.role.invalidated()
+            # vCPUs look at it without mmu_lock (is_obsolete_root)
+            WRITE_ONCE(root, KvmMmuPage.role, root.role.invalidated())
             root_invalidated(kvm, root)
             hands_over(root, None, WORK)
             tdp_mmu_schedule_zap_root(kvm, root)

@@ -12,7 +12,9 @@ from interleaf.kvm.tdp import roots, tdp_mmu
 from interleaf.kvm.tdp.changed import tdp_mmu_free_sp_rcu_callback
 from interleaf.kvm.tdp.link import tdp_mmu_alloc_sp
 from interleaf.kvm.tdp.references import root_invalidated, takes_reference, walk_restarts
+from interleaf.kvm.trace import trace_kvm_mmu_zap_all_fast
 from interleaf.kvm.zap import ZAP_ALL_SLOTS_LOCK
+from interleaf.linux.atomic import WRITE_ONCE
 from interleaf.linux.list import (
     INIT_LIST_HEAD,
     list_add,
@@ -166,7 +168,8 @@ def kvm_tdp_mmu_invalidate_all_roots(kvm: Kvm, invalidated_roots: list_head) -> 
             root.role.invalid,
             f"{current_task().name} is to invalidate {root.name}, which is invalid already",
         )
-        root.role = root.role.invalidated()
+        # vCPUs look at it without mmu_lock (is_obsolete_root)
+        WRITE_ONCE(root, KvmMmuPage.role, root.role.invalidated())
         root_invalidated(kvm, root)
         say(f"{current_task().name} invalidates {root.name} and moves it to its own list")
 
@@ -211,6 +214,7 @@ def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:
     invalidated_roots: Any = on_stack.head
     INIT_LIST_HEAD(invalidated_roots)
     (write_lock if exclusive else read_lock)(kvm.mmu_lock)
+    trace_kvm_mmu_zap_all_fast(kvm.mmu_valid_gen)
     kvm.mmu_valid_gen = 1 - kvm.mmu_valid_gen
     tdp_mmu.kvm_tdp_mmu_invalidate_all_roots(kvm, invalidated_roots)
     kvm_reload_remote_mmus(kvm)

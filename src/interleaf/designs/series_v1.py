@@ -25,6 +25,8 @@ from interleaf.kvm.tdp.split import EAGER_SPLIT
 from interleaf.kvm.tdp.unmap import UNMAP_INVALID_ROOTS
 from interleaf.kvm.tdp.wrprot import WRPROT_MMU_WRITABLE
 from interleaf.kvm.tdp.zap import FLUSH_IN_RCU, MAX_GFN_OF_ARCHITECTURE
+from interleaf.kvm.trace import trace_kvm_mmu_zap_all_fast
+from interleaf.linux.atomic import WRITE_ONCE
 from interleaf.linux.list import list_del_rcu, list_for_each_entry
 from interleaf.linux.lockdep import lockdep_assert_held_read, lockdep_assert_held_write
 from interleaf.linux.rcu import call_rcu, rcu_read_lock, rcu_read_unlock
@@ -70,7 +72,8 @@ def kvm_tdp_mmu_invalidate_all_roots(kvm: Kvm, invalidated_roots: Any) -> None:
     for root in list_for_each_entry(kvm.tdp_mmu_roots, KvmMmuPage):
         if refcount_inc_not_zero(root.tdp_mmu_root_count):
             takes_reference(root)
-            root.role = root.role.invalidated()
+            # vCPUs look at it without mmu_lock (is_obsolete_root)
+            WRITE_ONCE(root, KvmMmuPage.role, root.role.invalidated())
             root_invalidated(kvm, root)
             say(f"{current_task().name} invalidates {root.name}")
 
@@ -108,6 +111,7 @@ def kvm_tdp_mmu_zap_invalidated_roots(kvm: Kvm, invalidated_roots: Any) -> None:
 def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:
     """Invalidate all roots and make all vCPUs reload; then zap the invalid roots. slots_lock held."""
     write_lock(kvm.mmu_lock)
+    trace_kvm_mmu_zap_all_fast(kvm.mmu_valid_gen)
     kvm.mmu_valid_gen = 1 - kvm.mmu_valid_gen
     tdp_mmu.kvm_tdp_mmu_invalidate_all_roots(kvm)
     kvm_reload_remote_mmus(kvm)

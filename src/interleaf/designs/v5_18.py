@@ -22,6 +22,7 @@ from interleaf.kvm.tdp.map import MAP_LEVEL_GUARD, SPLIT_ON_FAULT
 from interleaf.kvm.tdp.references import hands_over, root_invalidated, takes_reference
 from interleaf.kvm.tdp.roots import expect_nothing_left
 from interleaf.kvm.zap import ZAP_RANGE_UNIT
+from interleaf.linux.atomic import WRITE_ONCE
 from interleaf.linux.list import list_del_rcu, list_for_each_entry
 from interleaf.linux.lockdep import lockdep_assert_held_write
 from interleaf.linux.rcu import call_rcu
@@ -91,7 +92,8 @@ def kvm_tdp_mmu_invalidate_all_roots(kvm: Kvm, invalidated_roots: Any) -> None:
         taken = tdp_mmu.kvm_tdp_mmu_get_root(kvm, root)
         if warn("valid-root-unreferenced", not taken, f"{root.name} is valid and on the list without a reference"):
             continue
-        root.role = root.role.invalidated()
+        # vCPUs look at it without mmu_lock (is_obsolete_root)
+        WRITE_ONCE(root, KvmMmuPage.role, root.role.invalidated())
         root_invalidated(kvm, root)
         say(f"{current_task().name} invalidates {root.name}")
         hands_over(root, None, WORK)

@@ -21,6 +21,7 @@ from interleaf.kvm.tdp.unmap import carried
 from interleaf.kvm.tdp.wrprot import WRPROT_VALID_ROOTS
 from interleaf.kvm.tdp.zap import SKIP_FLUSH_INVALID, ZAP_SMALL_FIRST, tdp_mmu_zap_leafs, tdp_mmu_zap_root
 from interleaf.kvm.zap import SLOT_ZAP_QUIRK
+from interleaf.linux.atomic import WRITE_ONCE
 from interleaf.linux.list import list_add_rcu, list_for_each_entry, list_for_each_entry_rcu
 from interleaf.linux.lockdep import lockdep_assert_held_write
 from interleaf.linux.rcu import rcu_read_lock, rcu_read_unlock
@@ -124,7 +125,8 @@ def kvm_tdp_mmu_invalidate_all_roots(kvm: Kvm, invalidated_roots: Any) -> None:
     for root in list_for_each_entry_rcu(kvm.tdp_mmu_roots, KvmMmuPage, protected):
         if root.role.invalid:
             continue
-        root.role = root.role.invalidated()
+        # vCPUs look at it without mmu_lock (is_obsolete_root)
+        WRITE_ONCE(root, KvmMmuPage.role, root.role.invalidated())
         root_invalidated(kvm, root)
         say(f"{current_task().name} invalidates {root.name}")
         hands_over(root, TDP_MMU, WORK)

@@ -60,22 +60,22 @@ def kvm_unmap_gfn_range(kvm: Kvm, gfn_range: KvmGfnRange) -> bool:
 def _expect_no_tlb_entry(memory: Memory, kvm: Kvm, start: int, end: int) -> None:
     """I1 for TLBs: no vCPU has a translation of start <= gfn < end that it could use without flushing first.
 
-    A vCPU flushes before it uses another root; an entry of an old root, or of one that a pending request makes it
-    put, is harmless. So is everything once the last reference on the VM is gone: no vCPU can run any more.
+    A vCPU flushes before it uses another root than its current and its previous ones, so an entry of another is
+    harmless. So is one of an invalid root: the request to take another was made before mmu_lock was released, and no
+    guest code runs on an invalid root after that (I9). So is everything once the last reference on the VM is gone: no
+    vCPU can run any more.
     """
     memory.exercise("I1")
     if memory.look(refcount_t.refs.cell(kvm.users_count)) == 0:
         return
     for vcpu in memory.look(Kvm.vcpus.cell(kvm)):
-        root = memory.look(KvmVcpu.mmu_root.cell(vcpu))
         requests = memory.look(KvmVcpu.requests.cell(vcpu))
-        if root is None or requests >> KvmRequest.MMU_RELOAD & 1:
+        if requests >> KvmRequest.MMU_RELOAD & 1:
             continue
-        obsolete = memory.look(KvmMmuPage.role.cell(root)).invalid
-        if obsolete and requests >> KvmRequest.MMU_FREE_OBSOLETE_ROOTS & 1:
-            continue
+        roots = (memory.look(KvmVcpu.mmu_root.cell(vcpu)), *memory.look(KvmVcpu.prev_roots.cell(vcpu)))
+        usable = [root for root in roots if root is not None and not memory.look(KvmMmuPage.role.cell(root)).invalid]
         for entry in memory.look(type(vcpu.cpu).tlb.cell(vcpu.cpu)):
-            if entry.root is root and start <= entry.gfn < end:
+            if entry.root in usable and start <= entry.gfn < end:
                 message = (
                     f"invalidate_range_start has unmapped gfn {entry.gfn:#x}, but vCPU{vcpu.index} can still use its "
                     f"TLB entry for it (pfn {entry.pfn:#x})"

@@ -13,6 +13,8 @@ from typing import Any
 from interleaf.kvm.design import rule
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmVcpu
 from interleaf.kvm.request import kvm_free_obsolete_remote_roots
+from interleaf.kvm.trace import trace_kvm_mmu_zap_all_fast
+from interleaf.linux.atomic import WRITE_ONCE
 from interleaf.linux.list import (
     INIT_LIST_HEAD,
     list_add_rcu,
@@ -180,7 +182,8 @@ def kvm_tdp_mmu_invalidate_all_roots(kvm: Kvm, invalidated_roots: Any) -> None:
         # A root may be invalid already, if a task has kept a reference since an earlier invalidation.
         if not root.role.invalid:
             root.tdp_mmu_scheduled_root_to_zap = True
-            root.role = root.role.invalidated()
+            # vCPUs look at it without mmu_lock (is_obsolete_root)
+            WRITE_ONCE(root, KvmMmuPage.role, root.role.invalidated())
             root_invalidated(kvm, root)
             say(f"{current_task().name} invalidates {root.name}")
 
@@ -207,6 +210,7 @@ def kvm_tdp_mmu_zap_invalidated_roots(kvm: Kvm, invalidated_roots: Any) -> None:
 def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:
     """Invalidate all roots and make all vCPUs get rid of them, in one go; then zap at leisure. slots_lock held."""
     write_lock(kvm.mmu_lock)
+    trace_kvm_mmu_zap_all_fast(kvm.mmu_valid_gen)
     kvm.mmu_valid_gen = 1 - kvm.mmu_valid_gen
     tdp_mmu.kvm_tdp_mmu_invalidate_all_roots(kvm)
     # in the same critical section, so that whoever holds mmu_lock sees invalid roots and the request, or neither
