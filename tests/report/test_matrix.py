@@ -73,11 +73,63 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
     assert "x violated" in text
 
 
+def on_terminal(width: int, requests: list[Request], found: list[Result] | None = None) -> list[str]:
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=True, color_system=None)
+    matrix = Matrix(requests, console)
+    matrix.results = dict(enumerate(found or []))
+    matrix.print_to(console)
+    lines = [line.rstrip() for line in file.getvalue().splitlines()]
+    assert max(map(len, lines)) <= width
+    return lines
+
+
+LONG = "yielding-walk-vs-invalidate-and-create"
+DESIGNS = ("v5.13", "v5.16", "series-v1", "off-list", "v5.18", "series-v3", "v6.1", "v6.4", "v6.12", "v6.18", "mine")
+
+
 def test_long_names_are_folded_at_hyphens() -> None:
-    console, raw = plain()
-    Matrix([Request("yielding-walk-vs-invalidate-and-create", "v6.12")], console).print_to(console)
-    names = [line[:24].rstrip() for line in raw.getvalue().decode().splitlines()[2:]]
-    assert names == ["yielding-walk-vs-", "invalidate-and-create"]
+    lines = on_terminal(60, [Request(LONG, f"v6.{number}") for number in range(6)])
+    assert [line.split()[0] for line in lines[2:4]] == ["yielding-walk-vs-", "invalidate-and-create"]
+
+
+def test_a_terminal_gets_wide_columns_where_they_fit() -> None:
+    lines = on_terminal(80, REQUESTS, results())
+    assert lines[2].split() == ["zap-vs-unmap", "✓", "holds", "✗", "violated"]
+
+
+def test_eleven_designs_fit_a_terminal_in_narrow_columns() -> None:
+    requests = [Request(scenario, design) for scenario in (LONG, "fault-vs-unmap") for design in DESIGNS]
+    found = [
+        Result(asked, cell(asked, Status.VIOLATED if asked.design == "v5.13" else Status.HOLDS, "a message"))
+        for asked in requests
+    ]
+    lines = on_terminal(100, requests, found)
+    heading, rule = lines[:3], lines[3]
+    assert set(rule) == {"─"}
+    assert heading[2].split() == [
+        "v5.13",
+        "v5.16",
+        "v1",
+        "list",
+        "v5.18",
+        "v3",
+        "v6.1",
+        "v6.4",
+        "v6.12",
+        "v6.18",
+        "mine",
+    ]
+    assert lines[4].split() == ["yielding-walk-vs-invalidate-and-", "✗", "I1", *"✓" * 10]
+    assert lines[5:7] == ["create", lines[6]]
+    assert lines[6].split() == ["fault-vs-unmap", "✗", "I1", *"✓" * 10]
+    assert len(lines) == 7
+
+
+def test_few_designs_more_than_are_wide_keep_the_first_property() -> None:
+    requests = [Request("zap", design) for design in DESIGNS[:6]]
+    lines = on_terminal(60, requests, [Result(asked, cell(asked, Status.VIOLATED, "a message")) for asked in requests])
+    assert lines[-1].split() == ["zap", *("✗", "I1") * 6]
 
 
 def test_text_is_as_wide_as_the_matrix() -> None:
@@ -87,13 +139,9 @@ def test_text_is_as_wide_as_the_matrix() -> None:
     assert raw.getvalue().decode().splitlines()[0].split() == designs
 
 
-def test_a_terminal_gets_tables_that_fit() -> None:
-    file = io.StringIO()
-    console = Console(file=file, width=60, force_terminal=True, color_system=None)
-    Matrix([Request("zap", f"v6.{number}") for number in range(5)], console).print_to(console)
-    lines = file.getvalue().splitlines()
-    assert max(len(line.rstrip()) for line in lines) <= 60
-    assert [line.split() for line in lines if "v6" in line] == [["v6.0", "v6.1"], ["v6.2", "v6.3"], ["v6.4"]]
+def test_a_terminal_gets_as_many_tables_as_are_needed() -> None:
+    lines = on_terminal(40, [Request("a-scenario-with-a-name", f"v6.{number}") for number in range(5)])
+    assert [line.split() for line in lines if "v6" in line] == [["v6.0", "v6.1", "v6.2"], ["v6.3", "v6.4"]]
 
 
 def test_a_reason_is_given_once() -> None:

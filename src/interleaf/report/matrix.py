@@ -6,7 +6,7 @@ terminal, each cell is a line of text once it is done, and nothing moves.
 
 from __future__ import annotations
 
-import textwrap
+import re
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -28,9 +28,14 @@ PLAIN_WIDTH = 100
 PLAIN_TABLE_WIDTH = 10_000
 """More than any matrix needs: text that is no terminal's may be as wide as it is."""
 
-NAME_WIDTH = 24
 CELL_WIDTH = 14
-"""Of "use-after-free"."""
+"""Of "use-after-free": a column in which everything is said."""
+
+NARROW_WIDTH = 5
+"""Of "v6.12" and of "x I11": a column in which only the verdict is, and the first property that is violated."""
+
+NAME_WIDTH = 24
+"""Names of scenarios are folded to no less."""
 
 LOOKS = {
     "holds": ("✓", "+", "green"),
@@ -130,48 +135,62 @@ class Matrix(AbstractContextManager["Matrix"]):
             self.console.print(Text(self._preview), soft_wrap=True)
 
     def tables(self) -> list[Table]:
-        """The matrix as it stands, in as many tables as are needed to fit a terminal; elsewhere one."""
+        """The matrix as it stands. On a terminal it is as wide as that: with narrow columns where wide ones do not fit,
+        and in several tables where narrow ones do not either. Elsewhere it is as wide as it is."""
         designs = list(dict.fromkeys(_column(request) for request in self.requests))
-        each = len(designs)
-        if self.console.is_terminal:
-            each = max(1, (self.console.width - NAME_WIDTH - 1) // (CELL_WIDTH + 1))
-        return [self._table(designs[first : first + each]) for first in range(0, len(designs), each)]
+        longest = max(len(_row(request)) for request in self.requests)
+        if not self.console.is_terminal:
+            return [self._table(designs, longest, CELL_WIDTH)]
+        width = self.console.width
+        name = min(longest, max(NAME_WIDTH, width - len(designs) * (NARROW_WIDTH + 1)))
+        cell = (width - name) // len(designs) - 1
+        if cell >= CELL_WIDTH:
+            return [self._table(designs, name, CELL_WIDTH)]
+        cell = max(cell, NARROW_WIDTH)
+        each = max(1, (width - name) // (cell + 1))
+        return [self._table(designs[first : first + each], name, cell) for first in range(0, len(designs), each)]
 
     def print_to(self, console: Console) -> None:
         """Print the matrix; as wide as it is, where the output is no terminal."""
         for table in self.tables():
             console.print(table, width=None if console.is_terminal else PLAIN_TABLE_WIDTH, crop=False)
 
-    def _table(self, designs: Sequence[str]) -> Table:
+    def _table(self, designs: Sequence[str], name_width: int, cell_width: int) -> Table:
         ascii_only = not self.console.encoding.lower().startswith("utf")
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-        table.add_column("", width=NAME_WIDTH, overflow="fold")
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
+        table.add_column("", width=name_width, overflow="fold")
         for design in designs:
-            table.add_column(Text(design), width=CELL_WIDTH, overflow="fold")
+            table.add_column(Text(_folded(design, cell_width)), width=cell_width, overflow="fold")
         at = {(_row(request), _column(request)): position for position, request in enumerate(self.requests)}
         for scenario in dict.fromkeys(_row(request) for request in self.requests):
-            cells = [self._cell(at.get((scenario, design)), ascii_only) for design in designs]
-            table.add_row(Text("\n".join(textwrap.wrap(scenario, NAME_WIDTH))), *cells)
+            cells = [self._cell(at.get((scenario, design)), ascii_only, cell_width) for design in designs]
+            table.add_row(Text(_folded(scenario, name_width)), *cells)
         return table
 
-    def _cell(self, position: int | None, ascii_only: bool) -> Text:
+    def _cell(self, position: int | None, ascii_only: bool, width: int) -> Text:
         if position is None:
             return Text("")
+        wide = width >= CELL_WIDTH
         result = self.results.get(position)
         if result is None:
             if position not in self._running:
                 return Text("-", style="dim")
             progress = self._running[position]
-            share = f"{progress.fraction:.0%} {count(progress.states)}" if progress is not None else "begins"
-            return Text(share, style="cyan")
+            share = f"{progress.fraction:.0%}" if progress is not None else "begins" if wide else "0%"
+            return Text(f"{share} {count(progress.states)}" if wide and progress is not None else share, style="cyan")
         word = outcome(result)
         symbol, in_ascii, style = LOOKS[word]
-        text = Text(f"{in_ascii if ascii_only else symbol} {word}", style=style)
-        if result.cell is not None:
-            violated = [name for name, status in result.cell.verdict.properties if status is Status.VIOLATED]
-            for name in violated:
-                text.append(f"\n{name}", style="red")
-            text.append(f"\n{count(result.cell.states)} {duration(result.cell.seconds)}", style="dim")
+        text = Text(in_ascii if ascii_only else symbol, style=style)
+        cell = result.cell
+        violated = [name for name, status in cell.verdict.properties if status is Status.VIOLATED] if cell else []
+        if not wide:
+            text.append(_narrow(violated, width - 2), style="red")
+            return text
+        text.append(f" {word}")
+        for name in violated:
+            text.append(f"\n{name}", style="red")
+        if cell is not None:
+            text.append(f"\n{count(cell.states)} {duration(cell.seconds)}", style="dim")
         return text
 
     def _moving_picture(self) -> Group:
@@ -193,6 +212,27 @@ class Matrix(AbstractContextManager["Matrix"]):
         if self._preview:
             parts.append(Text(self._preview))
         return Group(*parts)
+
+
+def _folded(text: str, width: int) -> str:
+    """Text in lines of a width, broken after spaces, hyphens and colons where there are some."""
+    lines = [""]
+    for part in re.findall(r"[^ :-]*[ :-]?", text):
+        if len(lines[-1]) + len(part.rstrip()) > width and lines[-1]:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _narrow(violated: Sequence[str], width: int) -> str:
+    """The first violated property as far as there is room, and whether there are more."""
+    if not violated:
+        return ""
+    shortest = min(violated, key=len)
+    more = "+" if len(violated) > 1 else ""
+    if len(shortest) + len(more) <= width:
+        return f" {shortest}{more}"
+    return f" {shortest[: width - 1]}…" if width >= 6 else ""  # fewer letters say nothing
 
 
 def title(request: Request) -> str:
