@@ -22,7 +22,7 @@ class Job:
     engine: str = "states"
     """states, steps, or hunt (whole random executions)."""
     without: tuple[str, ...] = ()
-    """Ingredients of the state search that are switched off: frames, sleep, locks, journal."""
+    """Ingredients of the state search that are switched off, by the names of `Options`."""
     first: bool = False
     """Stop at the first finding."""
     states: int | None = None

@@ -81,6 +81,8 @@ class Finding:
     """Name of the object that was freed or corrupted, if there is one."""
     digest: str
     """Of the model, the scenario and the design: a replay of something else is told apart by it."""
+    race: bool = False
+    """It is that two steps are not ordered, and not what comes of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +155,11 @@ def _searches(
             raise ModelError("a hunt cannot honour a bound on preemptions: leave it out, or use another engine.")
         if bounds.executions is None and bounds.seconds is None:
             bounds = replace(bounds, executions=HUNT_EXECUTIONS)
-        searches.append(Hunt(setup, bounds, request.seed))
+        searches.append(Hunt(setup, bounds, request.seed, progress=progress))
     elif bounds.preemptions is not None:
         if request.engine != "states":
             raise ModelError(f"the engine {request.engine!r} cannot honour a bound on preemptions: use 'states'.")
-        searches.append(BoundedSearch(setup, bounds))
+        searches.append(BoundedSearch(setup, bounds, progress=progress))
     else:
         if request.engine in ("states", "both"):
             searches.append(StateSearch(setup, bounds=bounds, seed=request.seed, progress=progress))
@@ -201,6 +203,7 @@ def _retell(
                 one.executions,
                 violation.object,
                 digest,
+                one.race,
             )
         )
     return findings

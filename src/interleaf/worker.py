@@ -4,7 +4,7 @@ The check runs in the main thread. Beside it a thread looks ten times a second w
 search, or in code of the scenario. Code that stays in the scenario without ever giving control back will not end
 by itself, and is ended. The same thread listens for the order to stop.
 
-A search that is to stop is sent `Stopped`, which the engines take for a limit: they return what they have found.
+A search that is to stop is sent `Stopped`: it returns what it has found.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TypeAlias
 import interleaf
 from interleaf.check import Cell, Request
 from interleaf.explore.machine import Machine
-from interleaf.explore.outcome import Progress
+from interleaf.explore.outcome import Progress, Stopped
 from interleaf.runtime import Execution, ModelError, StepLimit
 from interleaf.runtime.carrier import Carrier
 
@@ -45,10 +45,6 @@ _ENGINE = tuple(f"{_PACKAGE}{os.sep}{part}" for part in ("runtime", "explore", "
 
 _SCENARIO = (Carrier._main.__code__, Machine._set_up.__code__, Execution.__init__.__code__)
 """Functions that run code of the scenario, with nothing but its end to wait for."""
-
-
-class Stopped(StepLimit):
-    """The check ends here, before its time; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,4 +213,4 @@ def _short(file: str) -> str:
     return file
 
 
-__all__ = ["Checker", "Result", "Sent", "Stopped", "attempt", "explain"]
+__all__ = ["Checker", "Result", "Sent", "attempt", "explain"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from interleaf.explore.bounded import BoundedSearch, shortest
-from interleaf.explore.outcome import Bounds
+from interleaf.explore.outcome import Bounds, Progress, Stopped
 from interleaf.runtime import Execution, World
 
 from .programs import deadlocking, lock_benchmark, racy_worker
@@ -61,3 +61,19 @@ def test_too_few_states_give_no_story() -> None:
 def test_a_bounded_search_needs_its_bound() -> None:
     with pytest.raises(ValueError, match="preemptions"):
         BoundedSearch(deadlocking, Bounds())
+
+
+def test_a_bounded_search_tells_how_far_it_is_and_can_be_stopped() -> None:
+    seen: list[float] = []
+
+    def follow(progress: Progress) -> None:
+        seen.append(progress.fraction)
+        if len(seen) == 3:
+            raise Stopped("that is enough")
+
+    search = BoundedSearch(lock_benchmark(4, 4), Bounds(preemptions=3), progress=follow)
+    outcome = search.run()
+    search.close()
+    assert outcome.stopped == "that is enough"
+    assert len(seen) == 3
+    assert all(0 <= fraction <= 1 for fraction in seen)

@@ -60,3 +60,11 @@ def test_a_hunt_proves_nothing_and_needs_an_end() -> None:
 
 def test_the_portfolio_has_each_strategy_of_the_design() -> None:
     assert [strategy.name for strategy in portfolio()] == ["POS", "PCT 3", "SURW", "PCT 5", "random walk"]
+
+
+def test_a_hunt_tells_how_much_of_its_bound_is_used() -> None:
+    seen: list[float] = []
+    hunt = Hunt(lock_benchmark(2, 2), Bounds(executions=4), 1, progress=lambda progress: seen.append(progress.fraction))
+    hunt.run()
+    hunt.close()
+    assert seen == [0.25, 0.5, 0.75, 1.0]

@@ -109,6 +109,14 @@ def test_every_mix_of_ingredients_gives_the_same_answer(name: Any) -> None:
         assert rules(PROGRAMS[name], options=options) == expected, options
 
 
+@pytest.mark.parametrize("name", ["locks", "racy", "choices", "free"])
+def test_the_journal_and_known_steps_make_the_same_search_only_faster(name: Any) -> None:
+    one = StateSearch(PROGRAMS[name]).run()
+    for options in (Options(journal=False), Options(known=False)):
+        other = StateSearch(PROGRAMS[name], options=options).run()
+        assert (one.states, one.transitions, one.found) == (other.states, other.transitions, other.found)
+
+
 def test_a_bound_on_states_ends_the_search_and_says_so() -> None:
     outcome = StateSearch(lock_benchmark(3, 4), bounds=Bounds(states=20)).run()
     assert not outcome.exhaustive

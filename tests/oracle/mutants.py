@@ -15,9 +15,9 @@ from unittest import mock
 from interleaf.explore import footprint as modes
 from interleaf.explore.bounded import BoundedSearch
 from interleaf.explore.footprint import DEPENDS, INSIDE_READ, INSIDE_WRITE, SPAN_READ, SPAN_WRITE, Footprint
+from interleaf.explore.frame import Footprint as StateFootprint
 from interleaf.explore.machine import Basic
 from interleaf.explore.path import Path
-from interleaf.explore.states import Footprint as StateFootprint
 from interleaf.explore.states import StateSearch
 from interleaf.explore.steps import StepSearch, _Frame
 from interleaf.explore.waits import Wait, Waits

@@ -23,7 +23,8 @@ from interleaf.runtime.races import RaceDetector
 from .outcome import DATA_RACE
 
 if TYPE_CHECKING:
-    from .states import Arrival, StateSearch
+    from .frame import Arrival
+    from .states import StateSearch
 
 CONTINUATION = 300
 """Steps that a merge audit runs on for."""

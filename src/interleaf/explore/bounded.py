@@ -23,17 +23,14 @@ from interleaf.runtime.findings import Violation
 
 from .livelock import alternatives
 from .machine import Basic, Choices, Machine, Snapshot
-from .outcome import DEADLOCK, Bounds, Found, Outcome
+from .outcome import DEADLOCK, Bounds, Found, Outcome, Progress, Stopped, finished
 
 PATIENCE = 500
-"""Steps that a pass goes on after its first unknown conflict."""
+"""Steps that the first pass has, at least, before it is left for what it did not know; each further one has twice as
+many."""
 
 Signature: TypeAlias = tuple[str, str]
 Inspect = Callable[[Machine], list[Violation]]
-
-
-class _Enough(Exception):
-    """The search ends here: a bound was met, or what was wanted is found."""
 
 
 @dataclass(slots=True)
@@ -45,6 +42,8 @@ class _Frame:
     """(task, choices, preemptions that it costs)."""
     awake: bool
     """Could any task run here?"""
+    size: int
+    """How many branches there are."""
 
 
 class BoundedSearch:
@@ -63,6 +62,7 @@ class BoundedSearch:
         wanted: Collection[Signature] | None = None,
         inspect: Inspect | None = None,
         final: Inspect | None = None,
+        progress: Callable[[Progress], None] | None = None,
         machine: Machine | None = None,
     ) -> None:
         if bounds.preemptions is None:
@@ -72,6 +72,7 @@ class BoundedSearch:
         self.wanted = set(wanted) if wanted is not None else None
         self.inspect = inspect
         self.final = final
+        self.progress = progress
         self.machine = machine or Machine(World(), setup)
         self.world = self.machine.world
         self.outcome = Outcome("bounded", reductions=("call frames", "lock reduction"))
@@ -88,7 +89,7 @@ class BoundedSearch:
         try:
             while not self._pass():
                 outcome.restarts += 1
-        except (_Enough, StepLimit) as end:
+        except (Stopped, StepLimit) as end:
             outcome.stopped = str(end)
         outcome.states = len(self.visited)
         outcome.seconds = time.monotonic() - self._began
@@ -105,9 +106,10 @@ class BoundedSearch:
         stack.clear()
         self._push(-1, self.budget, ("", []))
         transitions = self.outcome.transitions
+        patience = PATIENCE << self.outcome.restarts
         while stack:
             self._advance(stack[-1])
-            if machine.surprised and self.outcome.transitions > transitions + PATIENCE:
+            if machine.surprised and self.outcome.transitions > transitions + patience:
                 return False
         return machine.points.stand()
 
@@ -126,10 +128,11 @@ class BoundedSearch:
         frame.awake = True
         outcome = self.outcome
         outcome.transitions += 1
-        limit = self.bounds.seconds
-        if limit is not None and outcome.transitions & 255 == 0 and time.monotonic() - self._began > limit:
-            raise _Enough(f"the bound of {limit:g} seconds was reached")
-        frame.todo.extend((task, other, cost) for other in alternatives(choices, machine.branches))
+        if outcome.transitions & 255 == 0:
+            self._tick()
+        others = alternatives(choices, machine.branches)
+        frame.todo.extend((task, other, cost) for other in others)
+        frame.size += len(others)
         name = machine.task(task).name
         steps = tuple(Move(name, *basic) for basic in machine.basic)
         self._report(machine.violations, steps)
@@ -149,9 +152,9 @@ class BoundedSearch:
             self._executed()
             return
         if self.bounds.states is not None and len(self.visited) >= self.bounds.states:
-            raise _Enough(f"the bound of {self.bounds.states} states was reached")
+            raise Stopped(f"the bound of {self.bounds.states} states was reached")
         if len(self._stack) > self.bounds.steps:
-            raise _Enough(f"an execution is longer than {self.bounds.steps} steps")
+            raise Stopped(f"an execution is longer than {self.bounds.steps} steps")
         self.visited[key] = budget
         snapshot = machine.snapshot()
         unfinished = machine.unfinished
@@ -165,16 +168,26 @@ class BoundedSearch:
             todo = [(task, (), cost) for task in reversed(unfinished) if task != last]
         if last in unfinished:
             todo.append((last, (), 0))
-        self._stack.append(_Frame(snapshot, budget, arrived, todo, awake=cost > 0))
+        self._stack.append(_Frame(snapshot, budget, arrived, todo, awake=cost > 0, size=len(todo)))
         self.outcome.depth = max(self.outcome.depth, len(self._stack))
         if not unfinished:
             self._executed()
+
+    def _tick(self) -> None:
+        limit = self.bounds.seconds
+        if limit is not None and time.monotonic() - self._began > limit:
+            raise Stopped(f"the bound of {limit:g} seconds was reached")
+        if self.progress is not None:
+            outcome = self.outcome
+            fraction = finished((frame.size, len(frame.todo)) for frame in self._stack)
+            states, found = len(self.visited), len(outcome.found)
+            self.progress(Progress(states, outcome.transitions, outcome.executions, outcome.depth, found, fraction))
 
     def _executed(self) -> None:
         self.outcome.executions += 1
         limit = self.bounds.executions
         if limit is not None and self.outcome.executions >= limit:
-            raise _Enough(f"the bound of {limit} executions was reached")
+            raise Stopped(f"the bound of {limit} executions was reached")
 
     def _report(self, violations: list[Violation], steps: Schedule) -> None:
         for violation in violations:
@@ -185,7 +198,7 @@ class BoundedSearch:
             if self.wanted is not None:
                 self.wanted.discard(violation.signature)
                 if not self.wanted:
-                    raise _Enough("all that was wanted is found")
+                    raise Stopped("all that was wanted is found")
 
 
 def deadlock(machine: Machine) -> Violation:

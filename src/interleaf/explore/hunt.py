@@ -27,7 +27,7 @@ from interleaf.runtime.findings import Violation
 
 from .bounded import deadlock
 from .machine import Machine
-from .outcome import Bounds, Found, Outcome
+from .outcome import Bounds, Found, Outcome, Progress, Stopped
 
 SPIN_LIMIT = 50
 """Steps that a task may take in a row while others wait, before a random scheduler lets it rest."""
@@ -186,6 +186,7 @@ class Hunt:
         inspect: Callable[[Machine], list[Violation]] | None = None,
         final: Callable[[Machine], list[Violation]] | None = None,
         stop_at_first: bool = False,
+        progress: Callable[[Progress], None] | None = None,
     ) -> None:
         if bounds.executions is None and bounds.seconds is None:
             raise ValueError("a hunt has no end of its own: give a bound on executions or seconds")
@@ -195,6 +196,7 @@ class Hunt:
         self.inspect = inspect
         self.final = final
         self.stop_at_first = stop_at_first
+        self.progress = progress
         self.machine = Machine(World(), setup, reduce=False, learn=False)
         self.outcome = Outcome("hunt", stopped=f"a hunt with seed {seed} tries random schedules only")
 
@@ -210,7 +212,9 @@ class Hunt:
             strategy = self.strategies[outcome.executions % len(self.strategies)]
             try:
                 self._execute(strategy)
-            except StepLimit as limit:
+                if self.progress is not None:
+                    self.progress(self._progress(time.monotonic() - began))
+            except (Stopped, StepLimit) as limit:
                 outcome.stopped = str(limit)
                 break
         outcome.seconds = time.monotonic() - began
@@ -219,6 +223,14 @@ class Hunt:
 
     def close(self) -> None:
         self.machine.close()
+
+    def _progress(self, seconds: float) -> Progress:
+        """How much of what is bounded is used up."""
+        outcome, bounds = self.outcome, self.bounds
+        used = [outcome.executions / bounds.executions] if bounds.executions else []
+        used += [seconds / bounds.seconds] if bounds.seconds else []
+        found = len(outcome.found)
+        return Progress(0, outcome.transitions, outcome.executions, outcome.depth, found, min(max(used), 1.0))
 
     def _execute(self, strategy: Strategy) -> None:
         machine, rng, outcome = self.machine, self.rng, self.outcome

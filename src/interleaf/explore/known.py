@@ -19,7 +19,7 @@ from interleaf.runtime.memory import Held, Memory
 from interleaf.runtime.values import Value
 
 from .automaton import HINT, Node
-from .points import Points
+from .points import Points, demands
 
 CHECKED = 128
 """One of so many known steps is made all the same."""
@@ -79,7 +79,7 @@ class KnownStep:
         *("possible", "reads", "valid", "values", "writes", "zobrist"),
     )
 
-    def __init__(self, memory: Memory, mark: int, zobrist: int) -> None:
+    def __init__(self, memory: Memory, mark: int, zobrist: int, frees: bool) -> None:
         self.reads, self.writes, self.plains = memory.reads, memory.writes, memory.plains
         self.journal = memory.journal[mark:]
         self.values = {index: memory.values[index] for index, _ in self.journal if index >= 0}
@@ -91,7 +91,7 @@ class KnownStep:
         """The tasks beside which it was made, so that what can be learned of its accesses is learned."""
         self.valid = True
         """False once more is known of what its operations touch."""
-        self.cells = 0
+        self.cells = len(memory.values) if frees else 0
         """How many cells there were, if it frees an object: it goes over all cells of that."""
         self.possible = False
         self.node: Node | None = None
@@ -105,6 +105,27 @@ class KnownStep:
         self.branches: list[int] = []
         self.basic: list[tuple[tuple[int, ...], int]] = []
         self.length = 0
+
+    def goes(self, node: Node | None, glued: Sequence[Node], conflict: bool) -> None:
+        """It was possible, and went up to `node`: see the fields of these names."""
+        self.possible = True
+        self.node = node
+        self.conflict = conflict
+        self.glued = tuple(glued)
+        self.demand = demands(glued)
+        for passed in glued:
+            passed.glued_in.append(self)
+
+    def apply(self, memory: Memory) -> None:
+        """Change the memory as it did."""
+        memory.reads, memory.writes, memory.plains = self.reads, self.writes, self.plains
+        if self.possible:
+            memory.journal.extend(self.journal)
+            values = memory.values
+            for cell, value in self.values.items():
+                values[cell] = value
+            memory.zobrist ^= self.zobrist
+            memory.held[memory.task] = self.held
 
     def depends(self, memory: Memory) -> dict[int, Value]:
         """The cells on which it depends, with the values that they had before."""

@@ -23,7 +23,7 @@ from interleaf.runtime.operations import Task, end_task, intern_task
 
 from .automaton import Automata, Node
 from .known import CHECKED, KnownStep, Table, expect, keep
-from .points import Points, demands
+from .points import Points
 
 CHAIN_LIMIT = 20_000
 """Operations in one step; a task that does more without a scheduling point is taken to loop for ever."""
@@ -159,45 +159,24 @@ class Machine:
         mark, zobrist = len(memory.journal), memory.zobrist
         possible = self._make(index, node, choices)
         if not self._told:
-            made = self._made(index, possible, mark, zobrist)
+            made = KnownStep(memory, mark, zobrist, self._frees)
+            if possible:
+                made.goes(self.nodes[index], self._glued, self._stopped)
+                made.branches, made.basic, made.length = self.branches, self.basic, self.length
             if same is not None:
                 expect(same, made)
             else:
                 keep(table, made, memory)
         return possible
 
-    def _made(self, index: int, possible: bool, mark: int, zobrist: int) -> KnownStep:
-        """The step that was just made, for the next time."""
-        made = KnownStep(self.memory, mark, zobrist)
-        if possible:
-            made.possible = True
-            made.node = self.nodes[index]
-            made.conflict = self._stopped
-            if self._frees:
-                made.cells = len(self.memory.values)
-            made.glued = tuple(self._glued)
-            made.demand = demands(made.glued)
-            for node in made.glued:
-                node.glued_in.append(made)
-            made.branches, made.basic, made.length = self.branches, self.basic, self.length
-        return made
-
     def _take(self, index: int, known: KnownStep) -> bool:
         """Make a step as it was made before."""
-        memory = self.memory
-        memory.reads, memory.writes, memory.plains = known.reads, known.writes, known.plains
-        if not known.possible:
-            return False
-        memory.journal.extend(known.journal)
-        values = memory.values
-        for cell, value in known.values.items():
-            values[cell] = value
-        memory.zobrist ^= known.zobrist
-        memory.held[index] = known.held
-        self.nodes[index] = known.node
-        self.branches, self.basic, self.length = known.branches, known.basic, known.length
-        self.points.decided(known.glued)
-        return True
+        known.apply(self.memory)
+        if known.possible:
+            self.nodes[index] = known.node
+            self.branches, self.basic, self.length = known.branches, known.basic, known.length
+            self.points.decided(known.glued)
+        return known.possible
 
     def _make(self, index: int, node: Node, choices: Sequence[int], length: int = 0) -> bool:
         """Make a step operation by operation."""

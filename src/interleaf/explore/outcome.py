@@ -5,6 +5,7 @@ Every engine fills an `Outcome`; only `verdict.py` turns one into a verdict.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from interleaf.runtime.execution import Schedule
@@ -61,6 +62,28 @@ class Progress:
     found: int
     fraction: float
     """Estimated share of the work that is done: the weight of the finished branches on the current path."""
+
+
+class Stopped(Exception):
+    """Ends a search before its time, with what it has found; the text says why.
+
+    A bound that is met raises it, and so may whoever follows the search: from `progress`, or at any other moment.
+    """
+
+
+def finished(branches: Iterable[tuple[int, int]]) -> float:
+    """Share of a search tree that is finished, each branch of a state counted as equally large (Knuth 1975).
+
+    `branches` tells of each state on the current path how many branches it has, and how many are not begun.
+    """
+    share = 1.0
+    done = 0.0
+    for size, left in branches:
+        if size == 0:
+            break
+        done += share * max(size - left - 1, 0) / size
+        share /= size
+    return min(done, 1.0)
 
 
 @dataclass(slots=True)

@@ -25,22 +25,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from interleaf.runtime.cells import Cell, World
+from interleaf.runtime.cells import World
 from interleaf.runtime.execution import Move, Schedule, StepLimit
 from interleaf.runtime.findings import Violation
 
 from .audit import Auditor
 from .bounded import deadlock
+from .frame import Arrival, Footprint, Frame
 from .livelock import alternatives, spinning
-from .machine import Basic, Choices, Machine, Snapshot
-from .outcome import LIVELOCK, Bounds, Found, Outcome, Progress
+from .machine import Choices, Machine
+from .outcome import LIVELOCK, Bounds, Found, Outcome, Progress, Stopped, finished
 from .window import race_between
-
-Footprint: TypeAlias = tuple[int, int, int]
-"""Cells read, written, and touched by plain accesses, as bit sets."""
-
-Arrival: TypeAlias = tuple[int, list[Basic], int]
-"""A step that led to a state: the task, its schedule, and how many operations it had."""
 
 Inspect: TypeAlias = Callable[[Machine], list[Violation]]
 
@@ -55,6 +50,7 @@ class Options:
     journal: bool = True
     foresight: bool = True
     eager: bool = True
+    known: bool = True
     audit: bool = True
 
     def names(self) -> tuple[str, ...]:
@@ -64,57 +60,9 @@ class Options:
             "lock reduction": self.locks,
             "foresight": self.locks and self.foresight,
             "eager freeing": self.eager,
+            "known steps": self.known,
         }
         return tuple(name for name, used in parts.items() if used)
-
-
-def independent(one: Footprint, other: Footprint) -> bool:
-    """Does neither step write what the other touches?"""
-    return not (one[1] & (other[0] | other[1]) or other[1] & one[0])
-
-
-class _Frame:
-    """One state on the current path, and what is still to be done there."""
-
-    __slots__ = (
-        "arrived",
-        "awake",
-        "cyclic",
-        "done",
-        "key",
-        "last",
-        "running",
-        "size",
-        "sleep",
-        "snapshot",
-        "suspects",
-        "todo",
-        "union",
-        "waiting",
-    )
-
-    def __init__(self, snapshot: Snapshot, key: int, last: int, arrived: Arrival) -> None:
-        self.snapshot = snapshot
-        self.key = key
-        self.last = last
-        """The task whose step led here."""
-        self.arrived = arrived
-        """That step, for the schedule."""
-        self.todo: list[tuple[int, Choices]] = []
-        self.size = 0
-        self.sleep: dict[int, Footprint] = {}
-        self.done: dict[int, Footprint] = {}
-        self.running = -1
-        self.union: Footprint = (0, 0, 0)
-        """The running task's footprint over the outcomes of its choices that have been explored."""
-        self.awake = False
-        """Could any task run here?"""
-        self.waiting: dict[int, int] = {}
-        """Tasks that cannot run here, with the cells on which that depends."""
-        self.cyclic = False
-        """Did a step lead back to a state of the current path?"""
-        self.suspects: list[tuple[int, Choices, int, Cell]] = []
-        """Pairs of steps from here that may race, and on which cell."""
 
 
 class StateSearch:
@@ -147,7 +95,7 @@ class StateSearch:
         self.world = World(seed)
         self.outcome = Outcome("states", reductions=self.options.names())
         self.visited: dict[int, int] = {}
-        self.stack: list[_Frame] = []
+        self.stack: list[Frame] = []
         self.on_path: dict[int, int] = {}
         self.turning: set[int] = set()
         """Tasks whose steps were seen to lead round in a circle."""
@@ -157,6 +105,7 @@ class StateSearch:
             reduce=self.options.locks,
             foresight=self.options.foresight,
             flat=not self.options.frames,
+            remember=self.options.known,
         )
         self.auditor = Auditor(self.world, setup, random.Random(seed)) if self.options.audit else None
         self._races: set[tuple[object, ...]] = set()
@@ -174,10 +123,8 @@ class StateSearch:
                 outcome.restarts += 1
             if not outcome.stopped:
                 outcome.exhaustive = True
-        except _Stop as stop:
+        except (Stopped, StepLimit) as stop:
             outcome.stopped = str(stop)
-        except StepLimit as limit:
-            outcome.stopped = str(limit)
         finally:
             outcome.states = len(self.visited)
             outcome.seconds = time.monotonic() - self._began
@@ -259,7 +206,7 @@ class StateSearch:
         waiting = {other: cells for other, cells in frame.waiting.items() if not cells & touched}
         self._arrive(sleep, waiting, task, (task, machine.basic, machine.length))
 
-    def _finish(self, frame: _Frame) -> None:
+    def _finish(self, frame: Frame) -> None:
         """All outcomes of the running task's choices are explored: it is done here."""
         if frame.running >= 0:
             frame.done[frame.running] = frame.union
@@ -308,15 +255,15 @@ class StateSearch:
         depth = len(self.stack)
         outcome.depth = max(outcome.depth, depth)
         if depth > self.bounds.steps:
-            raise _Stop(f"an execution is longer than {self.bounds.steps} steps")
-        frame = _Frame(machine.snapshot(), key, last, arrived)
+            raise Stopped(f"an execution is longer than {self.bounds.steps} steps")
+        frame = Frame(machine.snapshot(), key, last, arrived)
         frame.sleep = sleep
         frame.waiting = waiting
         self.stack.append(frame)
         if new:
             self._look(unfinished)
         if self.stop_at_first and outcome.found:
-            raise _Stop("stopped at the first violation")
+            raise Stopped("stopped at the first violation")
         frame.todo = [
             (task, ()) for task in reversed(unfinished) if explore >> task & 1 and task != last and task not in waiting
         ]
@@ -351,7 +298,7 @@ class StateSearch:
         if not unfinished and self.final is not None:
             self._report(self.final(self.machine))
 
-    def _leave(self, frame: _Frame) -> None:
+    def _leave(self, frame: Frame) -> None:
         """Everything from this state is explored."""
         self._finish(frame)
         self._settle_suspects(frame)
@@ -370,7 +317,7 @@ class StateSearch:
             del self.on_path[frame.key]
         self.stack.pop()
 
-    def _return_to(self, frame: _Frame) -> None:
+    def _return_to(self, frame: Frame) -> None:
         if self.options.journal:
             self.machine.restore(frame.snapshot)
             return
@@ -379,7 +326,7 @@ class StateSearch:
             task, basic, length = passed.arrived
             self.machine.step(task, tuple(outcome for choices, _ in basic for outcome in choices), length)
 
-    def _suspect(self, frame: _Frame, task: int, choices: Choices, one: Footprint, other: int, two: Footprint) -> None:
+    def _suspect(self, frame: Frame, task: int, choices: Choices, one: Footprint, other: int, two: Footprint) -> None:
         """Two tasks can both take their next step here, and the steps conflict: it may be a data race."""
         conflict = one[1] & (two[0] | two[1]) | two[1] & one[0]
         racing = conflict & (one[2] | two[2])
@@ -392,7 +339,7 @@ class StateSearch:
                 self._races.add(question)
                 frame.suspects.append((task, choices, other, cell))
 
-    def _settle_suspects(self, frame: _Frame) -> None:
+    def _settle_suspects(self, frame: Frame) -> None:
         """Run the pairs of steps that may race."""
         for task, choices, other, cell in frame.suspects:
             race = race_between(self.machine, frame.snapshot, (task, choices), other, cell)
@@ -406,22 +353,22 @@ class StateSearch:
 
     def _add(self, found: Found) -> None:
         if self.outcome.add(found) and self.stop_at_first:
-            raise _Stop("stopped at the first violation")
+            raise Stopped("stopped at the first violation")
 
     def _bound_states(self) -> None:
         if self.bounds.states is not None and len(self.visited) >= self.bounds.states:
-            raise _Stop(f"the bound of {self.bounds.states} states was reached")
+            raise Stopped(f"the bound of {self.bounds.states} states was reached")
 
     def _bound_executions(self) -> None:
         if self.bounds.executions is not None and self.outcome.executions >= self.bounds.executions:
-            raise _Stop(f"the bound of {self.bounds.executions} executions was reached")
+            raise Stopped(f"the bound of {self.bounds.executions} executions was reached")
 
     def _tick(self) -> None:
         self._steps += 1
         if self._steps & 255:
             return
         if self.bounds.seconds is not None and time.monotonic() - self._began > self.bounds.seconds:
-            raise _Stop(f"the bound of {self.bounds.seconds:g} seconds was reached")
+            raise Stopped(f"the bound of {self.bounds.seconds:g} seconds was reached")
         if self.progress is not None:
             outcome = self.outcome
             self.progress(
@@ -436,17 +383,5 @@ class StateSearch:
             )
 
     def fraction(self) -> float:
-        """Share of the search tree that is finished, each branch of a state counted as equally large (Knuth 1975)."""
-        share = 1.0
-        done = 0.0
-        for frame in self.stack:
-            if frame.size == 0:
-                break
-            finished = frame.size - len(frame.todo) - 1
-            done += share * max(finished, 0) / frame.size
-            share /= frame.size
-        return min(done, 1.0)
-
-
-class _Stop(Exception):
-    """A bound ended the search; the text says which."""
+        """Estimated share of the pass that is done."""
+        return finished((frame.size, len(frame.todo)) for frame in self.stack)

@@ -46,7 +46,7 @@ from .bounded import deadlock
 from .footprint import NOTHING, Footprint, LockModes, Watched, turns
 from .livelock import alternatives, spinning
 from .machine import Choices, Machine, Snapshot
-from .outcome import LIVELOCK, Bounds, Found, Outcome, Progress
+from .outcome import LIVELOCK, Bounds, Found, Outcome, Progress, Stopped
 from .path import Event, Path, Round
 from .scout import scout
 from .waits import NewWait, Wait, Waits
@@ -78,10 +78,6 @@ class _Machine(Machine):
             if other != index and not (over and self.passed >> other & 1):
                 beside |= 1 << other
         return beside
-
-
-class _Stop(Exception):
-    """A bound ended the search; the text says which."""
 
 
 @dataclass(slots=True)
@@ -183,7 +179,7 @@ class StepSearch:
                 if known == before:
                     raise ModelError("the search begins again without having learned anything: Interleaf has a defect.")
             outcome.exhaustive = True
-        except (_Stop, StepLimit) as limit:
+        except (Stopped, StepLimit) as limit:
             outcome.stopped = str(limit)
         outcome.seconds = time.monotonic() - self._began
         outcome.exercised = dict(self.world.exercised)
@@ -345,7 +341,7 @@ class StepSearch:
         if machine.violations and not spoilt:
             self._report(machine.violations, self.path.schedule(event.causes | 1 << len(path.events) - 1))
         if len(path.events) > self.bounds.steps:
-            raise _Stop(f"an execution is longer than {self.bounds.steps} steps")
+            raise Stopped(f"an execution is longer than {self.bounds.steps} steps")
         dead = frame.spoilt | 1 << task if event.spoilt else frame.spoilt
         key = machine.key() ^ dead
         below = _Frame(machine.snapshot(), key, task, self._asleep(frame, task, footprint), dead)
@@ -440,7 +436,7 @@ class StepSearch:
             self._waits(task, looked)
         bounds = self.bounds
         if bounds.executions is not None and outcome.executions >= bounds.executions:
-            raise _Stop(f"the bound of {bounds.executions} executions was reached")
+            raise Stopped(f"the bound of {bounds.executions} executions was reached")
 
     def _resting(self, frame: _Frame) -> str:
         """Who goes round for ever and who waits, in words."""
@@ -455,11 +451,11 @@ class StepSearch:
         for violation in violations:
             new = self.outcome.add(Found(violation, schedule, self.outcome.executions + 1))
             if new and self.stop_at_first:
-                raise _Stop("stopped at the first violation")
+                raise Stopped("stopped at the first violation")
 
     def _tick(self) -> None:
         if self.bounds.seconds is not None and time.monotonic() - self._began > self.bounds.seconds:
-            raise _Stop(f"the bound of {self.bounds.seconds:g} seconds was reached")
+            raise Stopped(f"the bound of {self.bounds.seconds:g} seconds was reached")
         if self.progress is not None:
             outcome = self.outcome
             self.progress(
