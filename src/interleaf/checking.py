@@ -72,9 +72,27 @@ def print_stories(console: Console, told: Sequence[Told], outputs: Outputs) -> N
     """The story of each finding, in the order in which `write` has written them."""
     names = _file_names(told)
     for number, finding in enumerate(told, 1):
+        told_by = _told_by(finding.finding, told)
+        if told_by:
+            text = f"Finding {number}, {finding.finding.message}, is what finding {told_by} comes from."
+            console.print(Text(f"\n{text}", style="dim"), soft_wrap=True)
+            continue
         console.print(Text(f"\n{'=' * min(WIDTH, console.width)}\n"))
         new = all(known.finding.property != finding.finding.property for known in told[: number - 1])
         _print_story(console, finding, _replay_command(number, names[number - 1], outputs), new)
+
+
+def _told_by(finding: Finding, told: Sequence[Told]) -> int:
+    """The number of the finding that shows what comes of this one, if it is no more than a lack of order; or 0."""
+    if finding.race and finding.object:
+        for number, other in enumerate(told, 1):
+            shown = other.finding
+            if not shown.race and (shown.object, shown.scenario, shown.design, shown.dropped) == (
+                *(finding.object, finding.scenario, finding.design),
+                finding.dropped,
+            ):
+                return number
+    return 0
 
 
 def exit_code(results: Sequence[Result]) -> int:

@@ -1,0 +1,41 @@
+"""What `check` tells of its findings."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from interleaf.check import Finding
+from interleaf.checking import Outputs, Told, print_stories
+
+FREED = Finding(
+    *("I1", "Page0 is taken back, but it is still mapped", "zap-vs-unmap", "v5.13", (), ()),
+    schedule=(),
+    preemptions=1,
+    executions=1,
+    object="Page0",
+    digest="",
+)
+RACE = replace(FREED, property="use-after-free", message="nothing orders the freeing of Page0", race=True)
+
+
+def printed(*findings: Finding) -> str:
+    file = io.StringIO()
+    told = [Told(finding, None, "for a test", []) for finding in findings]
+    print_stories(Console(file=file, width=100, color_system=None), told, Outputs(None, Path("findings")))
+    return file.getvalue()
+
+
+def test_a_lack_of_order_is_told_with_what_comes_of_it() -> None:
+    text = printed(FREED, RACE)
+    assert "Finding 2, nothing orders the freeing of Page0, is what finding 1 comes from." in text
+    assert text.count("This cannot be replayed") == 1
+
+
+def test_a_lack_of_order_with_another_object_or_alone_is_told_itself() -> None:
+    assert printed(FREED, replace(RACE, object="Page1")).count("This cannot be replayed") == 2
+    assert printed(RACE).count("This cannot be replayed") == 1
+    assert printed(FREED, replace(RACE, design="v6.12")).count("This cannot be replayed") == 2
