@@ -104,6 +104,6 @@ def handle_mmio_page_fault(vcpu: KvmVcpu, gfn: int) -> RetPf | int:
     if not check_mmio_spte(vcpu, spte):
         say(f"the MMIO SPTE of gfn {gfn:#x} is of an old generation")
         return RetPf.INVALID
-    trace_handle_mmio_page_fault(0, get_mmio_spte_gfn(spte), get_mmio_spte_access(kvm.masks, spte))
+    trace_handle_mmio_page_fault(0, get_mmio_spte_gfn(kvm.masks, spte), get_mmio_spte_access(kvm.masks, spte))
     vcpu_cache_mmio_info(vcpu, gfn)
     return RetPf.EMULATE

@@ -188,7 +188,7 @@ def test_mmio_sptes_of_real_kernels_are_made_bit_for_bit() -> None:
     assert is_mmio_spte(masks, spte)
     assert not is_shadow_present_pte(spte)
     assert get_mmio_spte_generation(masks, spte) == 2
-    assert get_mmio_spte_gfn(0x40000 << 12) == 0x40000
+    assert get_mmio_spte_gfn(masks, spte) == 0x40000
     assert get_mmio_spte_access(masks, spte) == ACC_WRITE_MASK | ACC_USER_MASK
     for ordinary in (0, 1 << 63, 0x5A0, 1 << 63 | 0x5A0, 0x35B4E67, 0x57FF827):
         assert not is_mmio_spte(masks, ordinary)

@@ -290,9 +290,9 @@ def get_mmio_spte_generation(masks: SpteMasks, spte: int) -> int:
     return high << MMIO_SPTE_GEN_LOW_BITS | low
 
 
-def get_mmio_spte_gfn(spte: int) -> int:
+def get_mmio_spte_gfn(masks: SpteMasks, spte: int) -> int:
     """The gfn of an MMIO SPTE."""
-    return spte_to_pfn(spte)
+    return spte_to_pfn(spte & ~masks.mmio_mask)
 
 
 def get_mmio_spte_access(masks: SpteMasks, spte: int) -> int:
