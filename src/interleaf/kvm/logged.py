@@ -92,6 +92,17 @@ def _range_of(memory: Memory, slot: KvmMemorySlot) -> Range:
     return memory.look(KvmMemorySlot.as_id.cell(slot)), base, base + npages
 
 
+def _written_in(kvm: Kvm, as_id: int, start: int, end: int) -> Iterator[int]:
+    """The gfns start <= gfn < end that may have been written. In a VM that may map every gfn, those of which that was
+    ever said."""
+    if kvm.gfns is not None:
+        yield from gfns_in(kvm, start, end)
+        return
+    for space, gfn in _unreported.touched(kvm):
+        if space == as_id and start <= gfn < end:
+            yield gfn
+
+
 @operation(marked=False)
 def logging_begins(memory: Memory, kvm: Kvm, slot: KvmMemorySlot) -> None:
     """From now on the guest's writes to the slot must be collected."""
@@ -104,7 +115,7 @@ def logging_ends(memory: Memory, kvm: Kvm, slot: KvmMemorySlot) -> None:
     gone = _range_of(memory, slot)
     note(memory, _logging.cell(kvm), tuple(kept for kept in memory.look(_logging.cell(kvm)) if kept != gone))
     as_id, start, end = gone
-    for gfn in gfns_in(kvm, start, end):
+    for gfn in _written_in(kvm, as_id, start, end):
         cell = _unreported.element(kvm, (as_id, gfn))
         if memory.look(cell):
             note(memory, cell, False)
@@ -124,7 +135,7 @@ def collection_begins(memory: Memory, kvm: Kvm, slot: KvmMemorySlot) -> tuple[in
     promised = set(_promised(memory, kvm, slot, start))
     return tuple(
         gfn
-        for gfn in gfns_in(kvm, start, end)
+        for gfn in _written_in(kvm, as_id, start, end)
         if gfn not in promised and memory.look(_unreported.element(kvm, (as_id, gfn)))
     )
 
@@ -135,8 +146,13 @@ def _promised(memory: Memory, kvm: Kvm, slot: KvmMemorySlot, base_gfn: int) -> I
     for vcpu in memory.look(Kvm.vcpus.cell(kvm)):
         yield memory.look(_faulting.cell(vcpu))
         yield from memory.look(KvmVcpu.pml_buffer.cell(vcpu))
-        for index in range(kvm.params.dirty_ring_size):
-            entry = memory.look(kvm_dirty_ring.entries.element(vcpu.dirty_ring, index))
+        ring = vcpu.dirty_ring
+        first, behind = (
+            memory.look(kvm_dirty_ring.reset_index.cell(ring)),
+            memory.look(kvm_dirty_ring.dirty_index.cell(ring)),
+        )
+        for index in range(first, behind):
+            entry = memory.look(kvm_dirty_ring.entries.element(ring, index % kvm.params.dirty_ring_size))
             if entry is not None and entry.slot == id:
                 yield base_gfn + entry.offset
 

@@ -245,6 +245,10 @@ class Array(Generic[T]):
             obj.cells().append(found)
         return found
 
+    def touched(self, obj: Object) -> list[Any]:
+        """The indices of the elements in `obj` that any execution has touched; all others are as they started."""
+        return [key[1] for key in obj.__dict__["_cells"] if isinstance(key, tuple) and key[0] == self.name]
+
     @overload
     def __get__(self, obj: None, owner: type) -> Self: ...
     @overload
