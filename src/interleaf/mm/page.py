@@ -135,6 +135,19 @@ class ZeroPage(Page):
         return ZERO_PAGE_PFN
 
 
+class HostFrame(ZeroPage):
+    """Any frame of a real host, where a model follows what that has done: nothing is known of the frame itself, so
+    nothing of it is counted. Its number is kept by whoever maps it (`Pte.offset`)."""
+
+    @property
+    def pfn(self) -> int:
+        return 0
+
+
+EVERY_FRAME = "every frame is one of a real host"
+"""Key of `World.gathered`: each pfn of user memory is a HostFrame."""
+
+
 def compound_at(pfn: int) -> tuple[type[CompoundPage], int, int] | None:
     """Of which compound page `pfn` is (or was) a frame: class, serial number, and the number of the frame in it."""
     for kind, base, level in (
@@ -150,6 +163,8 @@ def compound_at(pfn: int) -> tuple[type[CompoundPage], int, int] | None:
 def pfn_to_page(memory: Memory, pfn: int) -> Page:
     """Inside an operation: the page at frame `pfn`, which may be freed by now. Raises ModelError if no page ever
     was there."""
+    if EVERY_FRAME in memory.world.gathered:
+        return singleton(memory.world, HostFrame)
     if pfn == ZERO_PAGE_PFN:
         return singleton(memory.world, ZeroPage)
     compound = compound_at(pfn)
@@ -165,8 +180,11 @@ def pfn_to_page(memory: Memory, pfn: int) -> Page:
 
 def page_at(pfn: int) -> Page:
     """The same, outside operations; no scheduling point."""
+    zero: ZeroPage = the(ZeroPage)
+    if EVERY_FRAME in zero.world.gathered:
+        return the(HostFrame)
     if pfn == ZERO_PAGE_PFN:
-        return the(ZeroPage)
+        return zero
     if compound_at(pfn) is not None:
         return _compound_page_at(pfn)  # type: ignore[no-any-return]
     return object_of(Page, pfn - HOST_PAGE_PFN_BASE)
