@@ -19,8 +19,9 @@ class TlbEntry(NamedTuple):
     """A cached translation of `npages` gfns from `gfn` on to as many pfns from `pfn` on, tagged with the root that it
     was made from (the SDM's EP4TA).
 
-    A huge page is cached as a whole, so that gfns which were never accessed hit it too. But a processor may have it
-    in pieces, so that a flush of a part of it need not drop the rest: then what is left are the pieces.
+    A huge page is cached as a whole, so that gfns which were never accessed hit it too, and a flush of a part of it
+    drops all of it. (What KVM relies on: where it flushes a range that is smaller than a huge page that it has zapped,
+    the platform flushes at least that page.)
     """
 
     root: PageTable
@@ -132,7 +133,7 @@ def flush_range(memory: Memory, cpu: Cpu, start: int, end: int) -> None:
     As with `flush_all`, walks that were under way are over."""
     memory.order(cpu, acquire=True)
     translations = memory.load(cpu, Cpu.tlb)
-    memory.store(cpu, Cpu.tlb, frozenset(piece for entry in translations for piece in _without(entry, start, end)))
+    memory.store(cpu, Cpu.tlb, frozenset(entry for entry in translations if not _overlap(entry, start, end)))
     tables = memory.load(cpu, Cpu.paging_structures)
     touched = {c for c in tables if c.base < end and start < c.base + pages_per_entry(c.level + 1)}
     memory.store(cpu, Cpu.paging_structures, tables - touched)
