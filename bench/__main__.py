@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import compiled, growth, hole, ingredients, locks, memory, tracing
+from . import compiled, growth, hole, ingredients, locks, memory, symmetry, tracing
 from .measure import FULL, Record, Scale, machine
 from .report import DOCUMENT, described, keep, renew
 
@@ -23,6 +23,7 @@ BENCHMARKS = {
     "locks": Benchmark(locks.run, locks.tables),
     "hole": Benchmark(hole.run, hole.tables),
     "ingredients": Benchmark(ingredients.run, ingredients.tables),
+    "symmetry": Benchmark(symmetry.run, symmetry.tables),
     "growth": Benchmark(growth.run, growth.tables),
     "memory": Benchmark(memory.run, memory.tables),
     "compiled": Benchmark(compiled.run, compiled.tables),

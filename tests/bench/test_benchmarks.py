@@ -38,6 +38,7 @@ RECORDS: dict[str, list[Record]] = {
         UNFINISHED | {"program": "locks 3 4", "without": "frames"},
         {"program": "scenario x", "without": "", "unavailable": "there is no scenario 'x'"},
     ],
+    "symmetry": [{"program": "locks 3 4", "states": 125, "orbits": 75}],
     "growth": [
         SEARCH | {"ladder": "tasks", "program": "locks 3 4"},
         UNFINISHED | {"ladder": "tasks", "program": "locks 9 4"},
