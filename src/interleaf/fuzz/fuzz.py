@@ -29,13 +29,13 @@ from .source import load, text_of
 ROUND = 100
 """Scenarios that one round draws, if it finds nothing."""
 
-STATES = 4_000
+STATES = 1_500
 """States of one search. Most random scenarios have far fewer."""
 
 HUNT = "hunt"
 """Name of the engine that tries random schedules (`Outcome.engine`)."""
 
-EXECUTIONS = 60
+EXECUTIONS = 100
 """Random schedules tried before the search, which find most of what is there to be found."""
 
 

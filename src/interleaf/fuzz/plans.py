@@ -54,8 +54,14 @@ class Plan:
     """The memory begins at 512 GiB, so that walks may yield before its first page."""
     dummy: bool = False
     """There is a memslot that nobody accesses, to be deleted."""
+    logged: bool = False
+    """After that, dirty logging of the memory has begun."""
+    zapped: bool = False
+    """After that, the last page has been zapped."""
     huge: bool = False
     """The memory is a huge page of 2 MiB, of which the first pages are used."""
+    nx: bool = False
+    """nx_huge_pages is on."""
     manual: bool = False
     """The dirty log is cleared by hand (KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE)."""
     platform: str = PLATFORMS[0]
@@ -64,7 +70,8 @@ class Plan:
     def size(self) -> tuple[int, ...]:
         """To choose the smaller of two."""
         calls = sum(len(task.calls) for task in self.tasks)
-        extras = self.populated + self.far + self.dummy + self.huge + self.manual
+        history = self.populated + self.logged + self.zapped
+        extras = history + self.far + self.dummy + self.huge + self.nx + self.manual
         return calls, len(self.tasks), self.vcpus, self.pages, extras, PLATFORMS.index(self.platform)
 
 
@@ -75,12 +82,16 @@ def plans(draw: strategies.DrawFn) -> Plan:
     pages = draw(strategies.integers(1, MOST_PAGES))
     dummy = draw(strategies.booleans())
     manual = draw(strategies.booleans())
+    logged = draw(strategies.booleans())
+    present = Slots.MEMORY
+    for known, flag in ((dummy, Slots.DUMMY), (manual, Slots.MANUAL), (logged, Slots.LOGGED)):
+        present |= flag if known else Slots.NONE
     lanes = [(Lane.VCPU, index) for index in range(vcpus)]
     lanes += [(lane, 0) for lane in (Lane.HOST, Lane.SLOTS, Lane.ADMIN)]
     chosen = draw(strategies.lists(strategies.sampled_from(lanes), min_size=2, max_size=MOST_TASKS, unique=True))
     tasks = []
     for lane, vcpu in chosen:
-        state = Slots.MEMORY | (Slots.DUMMY if dummy else Slots.NONE) | (Slots.MANUAL if manual else Slots.NONE)
+        state = present
         calls: list[Call] = []
         for _ in range(draw(strategies.integers(1, MOST_ACTIONS))):
             choices = possible(lane, state)
@@ -99,5 +110,8 @@ def plans(draw: strategies.DrawFn) -> Plan:
         dummy=dummy,
         huge=draw(strategies.booleans()),
         manual=manual,
+        logged=logged,
+        zapped=draw(strategies.booleans()),
+        nx=draw(strategies.booleans()),
         platform=draw(strategies.sampled_from(PLATFORMS)),
     )

@@ -35,8 +35,7 @@ def text_of(plan: Plan, note: str = "") -> str:
     lines += ["", "", f'@scenario("Random: {_told(plan)}")', f"def {NAME}(design: Design) -> None:"]
     lines.append(f'    """{_told(plan).capitalize()}."""')
     lines.append(f"    kvm = make_vm({', '.join(_arguments(plan))})")
-    if plan.populated:
-        lines.append("    populate(kvm)")
+    lines += [f"    {line}" for _, _, line in _history(plan)]
     for task in plan.tasks:
         lines.append(f'    {task.name} = spawn(_{task.name}, kvm, name="{task.name}")')
     lines.append(f"    destroy_after(kvm, {', '.join(task.name for task in plan.tasks)})")
@@ -52,8 +51,8 @@ def load(text: str) -> Scenario:
 
 def _imports(plan: Plan) -> list[tuple[str, str]]:
     found = [wanted for task in plan.tasks for call in task.calls for wanted in call.action.imports]
-    if plan.populated:
-        found.append(("interleaf.scenarios", "populate"))
+    for module, names, _ in _history(plan):
+        found += [(module, name) for name in names]
     if any("{hva}" in call.action.call for task in plan.tasks for call in task.calls):
         found.append(("interleaf.scenarios", _hva(plan)))
     if plan.manual:
@@ -63,6 +62,23 @@ def _imports(plan: Plan) -> list[tuple[str, str]]:
     if plan.platform != PLATFORMS[0]:
         found.append(("interleaf.hw.platform", plan.platform))
     return found
+
+
+def _history(plan: Plan) -> list[tuple[str, tuple[str, ...], str]]:
+    """What has happened before the tasks begin: where it comes from, its names, and the line."""
+    last = f"kvm.named_gfns[{plan.pages - 1}]"
+    possible = (
+        (plan.nx, "interleaf.kvm.zap", ("set_nx_huge_pages",), "set_nx_huge_pages(True)"),
+        (plan.populated, "interleaf.scenarios", ("populate",), "populate(kvm)"),
+        (
+            plan.logged,
+            "interleaf.kvm.dirty_log",
+            ("kvm_vm_set_slot_flags",),
+            "kvm_vm_set_slot_flags(kvm, 0, 1)  # KVM_MEM_LOG_DIRTY_PAGES",
+        ),
+        (plan.zapped, "interleaf.kvm.zap", ("kvm_zap_gfn_range",), f"kvm_zap_gfn_range(kvm, {last}, {last} + 1)"),
+    )
+    return [(module, names, line) for wanted, module, names, line in possible if wanted]
 
 
 def _arguments(plan: Plan) -> list[str]:
