@@ -178,9 +178,7 @@ class _CallRcu(_RcuOp):
         memory.commute_cell(known.callbacks, memory.peek(known.callbacks) | task.bit)
         begin(memory, known.state, known.readers, task.index)
         before = RcuState.latest.element(known.state, memory.task)
-        memory.spawned.append(
-            (task, _callback, (memory.peek(before), self.head, self.function, *self.arguments))
-        )
+        memory.spawned.append((task, _callback, (memory.peek(before), self.head, self.function, *self.arguments)))
         memory.set(before, task)
         memory.order(task, release=True)
 
