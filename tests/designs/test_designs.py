@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from interleaf.designs import OFF_LIST, V5_13, V5_16, V5_18, V6_12, library, load
+from interleaf.designs import OFF_LIST, V5_13, V5_16, V5_18, V6_12, V6_18, library, load
 from interleaf.kvm.design import RULES, Design, Rule, functions, rule
 from interleaf.runtime import ModelError
 
@@ -157,3 +157,11 @@ def test_a_file_without_that_design_says_what_it_has(tmp_path: Path) -> None:
     broken.write_text("import nonsense_that_is_not_there\n")
     with pytest.raises(ModelError, match="cannot be loaded: ModuleNotFoundError"):
         load(f"{broken}:Mine")
+
+
+def test_a_rule_that_was_taken_out_is_followed_by_older_kernels_only() -> None:
+    removed = {name for name, known in RULES.items() if known.removed}
+    assert removed
+    assert not removed & V6_18.rules
+    for name in removed:
+        assert any(name in design.rules for design in library().values()), name

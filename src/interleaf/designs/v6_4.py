@@ -45,6 +45,7 @@ INVALIDATE_IN_RCU = rule(
     "Roots are invalidated in an RCU reader, because a VM is destroyed without mmu_lock, and the worker may free a "
     "root before the walk leaves it.",
     "edbdb43fc96b",
+    removed="0df9dab891ff",
 )
 
 

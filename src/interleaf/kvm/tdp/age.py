@@ -39,6 +39,7 @@ AGE_CLEARS_ACCESSED = rule(
     "age-clears-accessed-bit",
     "Aging clears the A bit of an SPTE by an atomic AND, instead of writing the whole entry.",
     "v6.4",
+    removed="v6.15",
 )
 AGE_KEEPS_DIRTY = rule(
     "age-keeps-dirty",

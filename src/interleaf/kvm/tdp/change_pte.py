@@ -27,17 +27,20 @@ CHANGE_PTE = rule(
     "change-pte",
     "KVM takes part in the host's replacing of PTEs, and maps the new page at once if it may only be read.",
     "v5.10",
+    removed="v6.10",
 )
 ZAP_BEFORE_CHANGE = rule(
     "zap-before-change",
     "An SPTE is zapped before it is made to map the page that the host has put in place of the old one, because a "
     "present SPTE never changes its frame.",
     "v5.10",
+    removed="v6.10",
 )
 CHANGE_PTE_BATCHES = rule(
     "change-pte-batches-flush",
     "The TLB flush for changed PTEs is left to the caller, who makes one for all.",
     "93fa50f644e0",
+    removed="v6.10",
 )
 
 

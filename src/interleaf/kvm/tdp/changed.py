@@ -48,21 +48,25 @@ ATOMIC_ZAP_FLUSHES = rule(
     "atomic-zap-flushes",
     "An atomic zap flushes what it has zapped from the TLBs before it lets others fill the entry again.",
     "08f07c800e9d",
+    removed="v6.13",
 )
 REMOVED_PT_FLUSHES = rule(
     "removed-pt-flushes",
     "Whoever removes a table flushes its range from the TLBs at once, instead of leaving that to the caller.",
     "a066e61f13cf",
+    removed="bb95dfb9e2df",
 )
 REMOVED_PT_FLUSH_START = rule(
     "removed-pt-flush-start",
     "The flush for a removed table starts at the first gfn of the table, instead of at the last.",
     "574c3c55e969",
+    removed="bb95dfb9e2df",
 )
 DEFERRED_BOOKKEEPING = rule(
     "freeze-without-bookkeeping",
     "An atomic zap freezes the SPTE first, and does the book-keeping for the old value after the flush.",
     "v6.10",
+    removed="v6.13",
 )
 LEAF_REPLACES_TABLE = rule(
     "leaf-replaces-table",

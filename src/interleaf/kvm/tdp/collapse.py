@@ -26,11 +26,13 @@ COLLAPSE_PARENTS = rule(
     "Small pages that could be a huge one are zapped by zapping the entry that points to their table, instead of one "
     "by one.",
     "85f44f8cc07b",
+    removed="v6.13",
 )
 COLLAPSE_LEAFS = rule(
     "collapse-zaps-leafs",
     "Of entries that are zapped one by one because they could be a huge page, it is the leafs that are zapped.",
     "87aa9ec939ec",
+    removed="v6.13",
 )
 RECOVER_IN_PLACE = rule(
     "recover-huge-pages-in-place",
