@@ -143,9 +143,6 @@ class KvmMmuPage(PageTable):
     """Of a root: in `Kvm.tdp_mmu_roots`; changed under tdp_mmu_pages_lock."""
     parent: Plain[tuple[KvmMmuPage, int] | None] = Plain(None)
     """Where the SPTE that points to this page is (`sp->ptep`): table and index. None for a root."""
-    root_count = Plain(0)
-    """Of a table of the shadow MMU: how many vCPUs have it as their root; under mmu_lock held for write, as the list
-    `Kvm.active_mmu_pages` that such tables are in by `link`."""
     tdp_mmu_scheduled_root_to_zap = Plain(False)
     """v6.6 on: zap_invalidated_roots must zap this root. Protected by mmu_lock and slots_lock."""
     tdp_mmu_async_work = Embedded(work_struct)
@@ -236,8 +233,6 @@ class KvmParams:
     """KVM_DIRTY_LOG_INITIALLY_SET: a new dirty log says that all pages are dirty, and protects none."""
     dirty_ring_size: int = 0
     """Entries of each vCPU's dirty ring; 0: dirty pages are logged in the slots' bitmaps."""
-    n_max_mmu_pages: int = 0
-    """How many tables the shadow MMU may have (KVM_SET_NR_MMU_PAGES); 0: as many as it likes."""
     mmio_caching: bool = True
     """gfns without a memslot get SPTEs that say so (module parameter enable_mmio_caching)."""
     private_mem: bool = False
@@ -310,10 +305,6 @@ class Kvm(Object):
     """Nests inside mmu_lock."""
     tdp_mmu_zap_wq: Plain[workqueue_struct | None] = Plain(None)
     """v5.18 to v6.5: the queue of roots to zap."""
-    active_mmu_pages = Embedded(list_head)
-    """The tables of the shadow MMU, newest first; under mmu_lock held for write."""
-    n_used_mmu_pages = Plain(0)
-    """How many they are."""
 
     possible_nx_huge_pages = Embedded(list_head)
     """Tables that could be huge pages again, were they not executable; under tdp_mmu_pages_lock."""
