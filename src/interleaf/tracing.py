@@ -108,6 +108,60 @@ def _read(trace: Trace, found: Summary, console: Console) -> bool:
 
 
 @app.command(
+    epilog="Exit codes: 0 the model does what the trace says; 1 they diverge; 2 bad usage, input or output; 3 events "
+    "are lost or could not be read, and nothing diverges in what there is."
+)
+def compare(
+    file: Annotated[Path, typer.Argument(metavar="TRACE", help="Text of ftrace or `trace-cmd report`, plain or gzip.")],
+    design: Annotated[str, typer.Option(metavar="D", help="Name, or FILE.py:NAME, of the kernel that made the trace.")],
+    snapshots: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Walks through the page tables. [default: .snap.gz beside .trace.gz]"),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the result as JSON; - is standard output, alone.")
+    ] = None,
+) -> None:
+    """Do to the model what the trace says was done to KVM, and compare each change that follows."""
+    raise typer.Exit(compare_with(file, design, snapshots, json))
+
+
+def compare_with(path: Path, design: str, snapshots: Path | None, json: Path | None) -> int:
+    """Compare a trace with the model, show and write the result; returns the exit code. Raises Refused."""
+    from interleaf.arguments import Refused
+    from interleaf.designs import load
+    from interleaf.ftrace.compare import compare_trace
+    from interleaf.ftrace.source import Unreadable
+    from interleaf.report import document
+    from interleaf.report.compare_report import compare_document, print_comparison
+    from interleaf.report.matrix import console_for
+    from interleaf.runtime import ModelError
+
+    alone = json is not None and str(json) == "-"
+    if snapshots is None:
+        beside = path.with_name(path.name.replace(".trace", ".snap"))
+        snapshots = beside if beside != path and beside.exists() else None
+    try:
+        if json is not None and not alone:
+            document.expect_writable(json)
+        result = compare_trace(path, load(design), snapshots)
+    except (Unreadable, ModelError) as error:
+        raise Refused(str(error)) from error
+    except OSError as error:
+        raise Refused(f"the result could not be written: {error}.") from error
+    entry = compare_document(path, result)
+    if json is not None and not alone:
+        document.write(json, document.to_text(entry))
+    if alone:
+        print(document.to_text(entry), end="", flush=True)
+    else:
+        print_comparison(console_for(stderr=False), entry)
+    if not result.equal:
+        return CONTRADICTED
+    return FITS if result.whole else INCOMPLETE
+
+
+@app.command(
     epilog="Exit codes: 0 recorded and restored; 2 nothing could be recorded, or something is left to restore."
 )
 def record(

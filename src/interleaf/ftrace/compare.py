@@ -1,0 +1,489 @@
+"""Drive the model by a trace, and compare each reaction with what the kernel did.
+
+What the trace says was done to KVM (faults, notifiers, memslot changes and other ioctls) is done to the model; what
+KVM did is what the model must do, event for event, in the order of each thread. Where the two differ, the model's
+tables are set to the trace's, and the comparison goes on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from interleaf.hw.page_table import PG_LEVEL_4K, index_of
+from interleaf.hw.platform import Paging
+from interleaf.kvm.design import Design
+from interleaf.kvm.kvm_host import KVM_PFN_NOSLOT, KvmMmuPage, KvmParams, KvmVcpu
+from interleaf.kvm.tdp.spte import is_host_writable_spte
+
+from . import records
+from .drive import Driver, Reaction, Thread
+from .matching import Frames, Rule, kind_of, mismatch, show
+from .options import Options, options_of
+from .outcome import Divergence, Result, text_of
+from .reader import Trace
+from .snapshots import Snapshot, read_snapshots, snapshot_number
+from .spte import EPT, NPT, PRESENT, is_leaf, points_to_table
+from .stimuli import Marker, SlotChange, Slots, marker_of, slot_change_of
+from .walks import compare_tables, first_frame
+
+AHEAD = 4096
+"""Events that are looked at before they are compared, to know what the host decided."""
+
+GIVE_UP = 100
+"""Divergences after which the model is not driven any further: all later events count as divergent."""
+
+BEFORE = 12
+"""Events that are kept to show what came before a divergence."""
+
+
+@dataclass(slots=True)
+class _Flow:
+    """What one thread of the trace is doing."""
+
+    thread: Thread
+    nested: list[Thread] = field(default_factory=list)
+    """Threads that do what interrupts it: a notifier inside a fault."""
+    fault_hva: int | None = None
+    """A fault waits for the trace to say what the host has there."""
+    next: tuple[object, ...] | None = None
+    """What it will do when it reacts again."""
+    vcpu: int = 0
+
+
+class Comparison:
+    """One comparison: feed it the events of a trace."""
+
+    def __init__(self, design: Design, options: Options, snapshots: dict[int, Snapshot]) -> None:
+        self.driver = Driver(design, options.platform)
+        self.result = Result(design.name)
+        self.frames = Frames()
+        self._params = list(options.vms)
+        self._layout = NPT if options.platform.paging is Paging.NPT else EPT
+        self._snapshots = snapshots
+        self._flows: dict[int, _Flow] = {}
+        self._slots = Slots()
+        self._before: deque[records.Event] = deque(maxlen=BEFORE)
+        self._ahead: deque[records.Event] = deque()
+        self._closing = False
+
+    def run(self, events: Iterable[records.Event]) -> Result:
+        """Compare a whole trace."""
+        source = iter(events)
+        for event in source:
+            self._ahead.append(event)
+            if len(self._ahead) >= AHEAD:
+                self._feed(self._ahead.popleft())
+        while self._ahead:
+            self._feed(self._ahead.popleft())
+        if self.result.divergent < GIVE_UP:
+            for pid in list(self._flows):
+                self._settle(pid, None)
+        return self.result
+
+    # one event
+
+    def _feed(self, event: records.Event) -> None:
+        if self.result.divergent >= GIVE_UP:
+            reaction = kind_of(event.record) is not None
+            self.result.events += reaction
+            self.result.divergent += reaction
+            return
+        self._before.append(event)
+        record = event.record
+        pid = event.task.pid
+        if kind_of(record) is not None:
+            self._compare(event)
+            return
+        match record:
+            case records.Mark():
+                self._mark(event)
+            case records.KvmPageFault():
+                self._fault(event, record)
+            case records.KvmEntry():
+                self._enter(event, record.vcpu_id)
+            case records.KvmUserspaceExit():
+                self._settle(pid, event)
+            case records.HvaRange() | records.Hva() if self.driver.kvm is not None and not self._closing:
+                self._notify(event)
+            case records.Kprobe(symbol="svm_load_mmu_pgd"):
+                self._load_pgd(event, record)
+
+    def _flow(self, pid: int) -> _Flow:
+        flow = self._flows.get(pid)
+        if flow is None:
+            flow = self._flows[pid] = _Flow(self.driver.thread())
+        return flow
+
+    def _compare(self, event: records.Event) -> None:
+        """The kernel did something: so must the model."""
+        if self.driver.kvm is None:
+            return
+        self.result.events += 1
+        flow = self._flow(event.task.pid)
+        self._reveal(flow, event)
+        record = event.record
+        rules: list[Rule] = []
+        if isinstance(record, records.KvmTdpMmuSpteChanged):
+            if self.driver.assist(record.level, record.gfn, record.old_spte, self._layout.volatile):
+                rules.append(Rule.AD_BITS)
+        elif isinstance(record, records.FastPageFault):
+            level = 1
+            for level in (1, 2, 3):
+                if self.driver.assist(level, record.cr2_or_gpa >> 12, record.old_spte, self._layout.volatile):
+                    rules.append(Rule.AD_BITS)
+                    break
+        reaction = self._next_reaction(flow, event)
+        if reaction is None:
+            self._diverge(event, "the model does nothing more here" + self._why())
+            self._follow(event)
+            return
+        wrong = mismatch(event, reaction, self.frames, rules)
+        if wrong is not None:
+            self._diverge(event, wrong)
+            self._follow(event)
+        elif rules:
+            self.result.explained[rules[-1]] += 1
+        else:
+            self.result.matched += 1
+
+    def _why(self) -> str:
+        found = "; ".join(self.driver.violations[-2:])
+        return f" ({found})" if found else ""
+
+    def _next_reaction(self, flow: _Flow, event: records.Event) -> Reaction | None:
+        driver = self.driver
+        while flow.nested:
+            if driver.advance(flow.nested[-1]):
+                return driver.reactions.popleft()
+            if not driver.idle(flow.nested[-1]):
+                return None
+            driver.give_back(flow.nested.pop())
+        if driver.advance(flow.thread):
+            return driver.reactions.popleft()
+        if not driver.idle(flow.thread):
+            return None
+        flow.fault_hva = None
+        self._begin_unmarked(flow, event)
+        return driver.reactions.popleft() if driver.advance(flow.thread) else None
+
+    def _begin_unmarked(self, flow: _Flow, event: records.Event) -> None:
+        """A thread reacts to something that the trace does not name."""
+        record = event.record
+        if flow.next is not None:
+            command, flow.next = flow.next, None
+            self.driver.begin(flow.thread, *command)
+            return
+        vcpu = self.driver.vcpu(flow.vcpu)
+        if isinstance(record, records.KvmMmuSpteRequested):
+            self._expect_page(flow, record.gfn)
+            self.driver.begin(flow.thread, "prefault", vcpu, record.gfn, 1)
+            self._reveal(flow, event)
+        else:
+            self.driver.begin(flow.thread, "enter", vcpu)
+
+    def _settle(self, pid: int, event: records.Event | None) -> None:
+        """A thread has come to the end of what it was doing: so must the model have."""
+        flow = self._flows.get(pid)
+        if flow is None:
+            return
+        for thread in (*reversed(flow.nested), flow.thread):
+            self._finish(flow, thread, event)
+        for nested in flow.nested:
+            self.driver.give_back(nested)
+        flow.nested.clear()
+
+    def _finish(self, flow: _Flow, thread: Thread, event: records.Event | None) -> None:
+        driver = self.driver
+        if thread is flow.thread and flow.fault_hva is not None and not driver.idle(thread):
+            driver.finish(thread)
+            self._no_page(flow, event)
+        while not driver.idle(thread):
+            if driver.advance(thread):
+                self._surplus(driver.reactions.popleft(), event)
+            elif not driver.idle(thread):
+                if event is not None:
+                    self._diverge(event, "the model is still waiting for something" + self._why())
+                if thread is flow.thread:
+                    flow.thread = driver.thread()  # the other one waits for ever
+                return
+
+    def _no_page(self, flow: _Flow, event: records.Event | None) -> None:
+        """A fault ends, and has asked for no page."""
+        hva, flow.fault_hva = flow.fault_hva, None
+        assert hva is not None
+        if event is not None and isinstance(event.record, records.KvmUserspaceExit):
+            self.driver.host.refuse(hva)
+        else:
+            self.driver.host.show(hva, 0, PG_LEVEL_4K, True)
+
+    def _surplus(self, reaction: Reaction, event: records.Event | None) -> None:
+        if event is not None:
+            self._diverge(event, f"the model does more before this: {show(reaction, self.frames)}")
+
+    # stimuli
+
+    def _fault(self, event: records.Event, record: records.KvmPageFault) -> None:
+        self._settle(event.task.pid, event)
+        if self.driver.kvm is None:
+            return
+        flow = self._flow(event.task.pid)
+        flow.vcpu = record.vcpu_id or 0
+        vcpu = self._ready(flow, event)
+        gfn = record.fault_address >> 12
+        self._expect_page(flow, gfn)
+        self.driver.begin(flow.thread, "fault", vcpu, gfn, record.error_code)
+
+    def _expect_page(self, flow: _Flow, gfn: int) -> None:
+        hva = self._hva(gfn)
+        flow.fault_hva = hva
+        if hva is not None:
+            self.driver.host.wait(hva)
+
+    def _hva(self, gfn: int) -> int | None:
+        for slot in self._slots.slots.values():
+            if slot.gpa >> 12 <= gfn < (slot.gpa + slot.size) >> 12:
+                return (slot.hva >> 12) + gfn - (slot.gpa >> 12)
+        return None
+
+    def _reveal(self, flow: _Flow, event: records.Event) -> None:
+        """The trace shows which page a fault has found."""
+        record = event.record
+        if not isinstance(record, records.KvmMmuSpteRequested) or flow.fault_hva is None:
+            return
+        if record.pfn == KVM_PFN_NOSLOT:
+            return
+        hva, flow.fault_hva = flow.fault_hva, None
+        self.driver.host.show(hva, record.pfn, record.level, self._writable(event, record))
+
+    def _writable(self, event: records.Event, record: records.KvmMmuSpteRequested) -> bool:
+        """May the host's page be written? The SPTE that is made for it tells."""
+        kvm = self.driver.kvm
+        assert kvm is not None
+        for later in self._ahead:
+            if later.task.pid != event.task.pid:
+                continue
+            found = later.record
+            if isinstance(found, records.KvmEntry | records.KvmUserspaceExit | records.KvmMmuSpteRequested):
+                break
+            if isinstance(found, records.KvmMmuSetSpte) and found.spte & PRESENT:
+                return is_host_writable_spte(kvm.masks, found.spte)
+            if (
+                isinstance(found, records.KvmTdpMmuSpteChanged)
+                and found.new_spte & PRESENT
+                and is_leaf(found.new_spte, found.level)
+            ):
+                return is_host_writable_spte(kvm.masks, found.new_spte)
+        return True
+
+    def _ready(self, flow: _Flow, event: records.Event) -> KvmVcpu:
+        """The thread's vCPU, with all done that there is to do before it enters the guest."""
+        vcpu = self.driver.vcpu(flow.vcpu)
+        if self.driver.must_prepare(vcpu):
+            self.driver.begin(flow.thread, "enter", vcpu)
+            self._finish(flow, flow.thread, event)
+        return vcpu
+
+    def _enter(self, event: records.Event, vcpu_id: int) -> None:
+        self._settle(event.task.pid, event)
+        if self.driver.kvm is None:
+            return
+        flow = self._flow(event.task.pid)
+        flow.vcpu = vcpu_id
+        self._ready(flow, event)
+
+    def _load_pgd(self, event: records.Event, record: records.Kprobe) -> None:
+        root = record.value("root")
+        self._settle(event.task.pid, event)
+        if root is None or self.driver.kvm is None:
+            return
+        flow = self._flow(event.task.pid)
+        vcpu = self.driver.vcpu(flow.vcpu)
+        mine = self.driver.memory.peek(KvmVcpu.mmu_root.cell(vcpu))
+        if isinstance(mine, KvmMmuPage) and not self.frames.bind(mine.pfn, root >> 12):
+            self._diverge(event, f"the model's vCPU keeps the root {self.frames.real[mine.pfn]:x}")
+
+    def _notify(self, event: records.Event) -> None:
+        record, kvm = event.record, self.driver.kvm
+        flow = self._flow(event.task.pid)
+        if isinstance(record, records.HvaRange):
+            start, end = record.start >> 12, -(-record.end >> 12)
+            name = "unmap" if event.name == "kvm_unmap_hva_range" else "age"
+            if name == "unmap":
+                self.driver.host.take(start, end)
+            command: tuple[object, ...] = (name, kvm, start, end)
+        elif event.name == "kvm_test_age_hva":
+            assert isinstance(record, records.Hva)
+            command = "test age", kvm, record.hva >> 12
+        else:
+            return
+        self._inside(flow, event, command)
+
+    def _inside(self, flow: _Flow, event: records.Event, command: tuple[object, ...]) -> None:
+        """Do something in a thread, inside of whatever it is doing."""
+        driver = self.driver
+        while flow.nested:
+            self._finish(flow, flow.nested[-1], event)
+            driver.give_back(flow.nested.pop())
+        if driver.idle(flow.thread):
+            driver.begin(flow.thread, *command)
+            return
+        if flow.fault_hva is not None:
+            if driver.advance(flow.thread):  # it comes to where it asks the host for the page
+                self._surplus(driver.reactions.popleft(), event)
+        else:
+            self._finish(flow, flow.thread, event)
+            driver.begin(flow.thread, *command)
+            return
+        nested = driver.thread()
+        flow.nested.append(nested)
+        driver.begin(nested, *command)
+
+    def _mark(self, event: records.Event) -> None:
+        marker = marker_of(event)
+        if marker is None:
+            return
+        pid = event.task.pid
+        number = snapshot_number(event)
+        if number is not None and number in self._snapshots:
+            for other in list(self._flows):
+                self._settle(other, event)
+            tables = compare_tables(self.driver, self.frames, self._snapshots[number], self._layout.volatile)
+            self.result.snapshots.append(tables)
+            return
+        change = slot_change_of(event)
+        if change is not None:
+            self._settle(pid, event)
+            self._change_slot(event, change)
+            return
+        flow = self._flow(pid)
+        driver = self.driver
+        match marker.word:
+            case "GET_DIRTY_LOG":
+                self._settle(pid, event)
+                driver.begin(flow.thread, "get dirty log", driver.kvm, marker.number("slot") or 0)
+            case "RING":
+                flow.next = "reset dirty rings", driver.kvm
+            case "RESET_DIRTY_RINGS" | "VM_CLOSED":
+                if flow.next is not None:
+                    self._settle(pid, event)
+                    command, flow.next = flow.next, None
+                    driver.begin(flow.thread, *command)
+                self._settle(pid, event)
+            case "STEP" if marker.text.startswith("CLEAR_DIRTY_LOG mask "):
+                self._settle(pid, event)
+                flow.next = self._clearing(marker)
+            case "CLEAR_DONE":
+                self._settle(pid, event)
+            case "VM_DESTROY":
+                self._settle(pid, event)
+                self._closing = True
+                flow.next = "destroy VM", driver.kvm
+            case "VM_DESTROYED":
+                self._settle(pid, event)
+                driver.forget_vm()
+                self._slots.slots.clear()
+                self._closing = False
+            case "GET_DIRTY_LOG_DONE" | "SLOT_DONE" | "PREFAULT":
+                self._settle(pid, event)
+
+    def _clearing(self, marker: Marker) -> tuple[object, ...] | None:
+        mask = int(marker.text.split()[2], 16)
+        for slot in self._slots.slots.values():
+            if slot.flags & 1:
+                base = slot.gpa >> 12
+                gfns = tuple(base + bit for bit in range(mask.bit_length()) if mask >> bit & 1)
+                return "clear dirty log", self.driver.kvm, slot.slot, gfns
+        return None
+
+    def _change_slot(self, event: records.Event, change: SlotChange) -> None:
+        driver, flow = self.driver, self._flow(event.task.pid)
+        if driver.kvm is None:
+            driver.create_vm(flow.thread, self._params.pop(0) if self._params else KvmParams())
+            driver.vcpu(0)
+        old = self._slots.slots.get(change.slot)
+        base, pages, hva = change.gpa >> 12, change.size >> 12, change.hva >> 12
+        self._slots.change(change)
+        if not change.size:
+            if old is not None:
+                driver.begin(flow.thread, "delete slot", driver.kvm, change.slot)
+        elif old is None:
+            driver.begin(flow.thread, "create slot", driver.kvm, change.slot, base, pages, hva, 0, change.flags)
+        elif old.gpa != change.gpa:
+            driver.begin(flow.thread, "move slot", driver.kvm, change.slot, base)
+        elif old.flags != change.flags:
+            if not change.flags & 1:
+                self._find_huge_pages(event, change)
+            driver.begin(flow.thread, "set flags", driver.kvm, change.slot, change.flags)
+
+    def _find_huge_pages(self, event: records.Event, change: SlotChange) -> None:
+        """Logging ends, and KVM asks the host where it has huge pages: tables that are dropped show where it has."""
+        offset = (change.hva >> 12) - (change.gpa >> 12)
+        for later in self._ahead:
+            marker = marker_of(later)
+            if later.task.pid == event.task.pid and marker is not None:
+                return
+            found = later.record
+            if (
+                isinstance(found, records.KvmTdpMmuSpteChanged)
+                and later.task.pid == event.task.pid
+                and points_to_table(found.old_spte, found.level)
+            ):
+                pfn = first_frame(self.driver, self.frames, found.gfn, found.level)
+                if pfn is not None:
+                    self.driver.host.show_huge(found.gfn + offset, found.level, pfn)
+
+    # after a divergence
+
+    def _diverge(self, event: records.Event, reason: str) -> None:
+        self.result.divergent += 1
+        if len(self.result.divergences) < 20:
+            before = tuple(f"{e.line}: {e.task.comm}-{e.task.pid} {e.name}: {text_of(e)}" for e in self._before)
+            flow = self._flows.get(event.task.pid)
+            thread = (flow.nested or [flow.thread])[-1] if flow is not None else None
+            doing = "" if thread is None or not thread.command else f"{thread.command[0]}"
+            site = "" if thread is None else self.driver.site(thread)
+            self.result.divergences.append(
+                Divergence(
+                    event.line,
+                    f"{event.name}: {text_of(event)}",
+                    reason,
+                    before,
+                    f"{doing}, in {site}" if doing else "nothing",
+                    self.driver.rules()[:8],
+                    self._entries(event),
+                )
+            )
+
+    def _entries(self, event: records.Event) -> tuple[str, ...]:
+        record = event.record
+        if not isinstance(record, records.KvmTdpMmuSpteChanged):
+            return ()
+        return tuple(
+            f"{sp.name}: {self.frames.spte(self.driver.entry(sp, index_of(record.gfn, record.level)), record.level):x}"
+            for sp in self.driver.tables_at(record.level, record.gfn)
+        )
+
+    def _follow(self, event: records.Event) -> None:
+        """Make the model's entry what the trace says, so that what comes later can still be compared."""
+        record = event.record
+        if not isinstance(record, records.KvmTdpMmuSpteChanged) or points_to_table(record.new_spte, record.level):
+            return
+        index = index_of(record.gfn, record.level)
+        for sp in self.driver.tables_at(record.level, record.gfn):
+            entry = self.driver.entry(sp, index)
+            if not points_to_table(entry, record.level) and entry == record.old_spte:
+                self.driver.set_entry(sp, index, record.new_spte)
+                self.result.resynchronised += 1
+
+
+def compare_trace(path: Path, design: Design, snapshots: Path | None = None) -> Result:
+    """Compare a trace, and its snapshots if there are any, with the model of `design`. Raises Unreadable."""
+    options = options_of(Trace(path))
+    found = {} if snapshots is None else {snapshot.number: snapshot for snapshot in read_snapshots(snapshots)}
+    trace = Trace(path)
+    result = Comparison(design, options, found).run(trace)
+    result.whole = trace.account.whole
+    return result

@@ -1,0 +1,289 @@
+"""The model, run as a trace says: threads that are told what to do, stepped until each reaction.
+
+Each thread of the trace is a thread of the model. It runs from one reaction (a record of `kvm/trace.py`) to the next;
+when it waits for a lock or for a grace period, the others run.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+from interleaf.hw.frames import PAGE_TABLE_PFN_BASE, is_allocated
+from interleaf.hw.page_table import index_of, pages_per_entry
+from interleaf.hw.platform import Platform
+from interleaf.kvm import trace as model
+from interleaf.kvm.design import Design, Rule
+from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmParams, KvmVcpu
+from interleaf.mm.mm import Mm
+from interleaf.runtime import Execution, ModelError, Task, World
+from interleaf.runtime.objects import intern_object, singleton
+
+from .host import Host, follow_host
+from .programs import Command, Machine, Mailbox, boot, start_thread
+
+THREADS = 64
+"""Threads that a machine starts with."""
+
+PATIENCE = 20_000
+"""Steps between two reactions after which the model is taken to be stuck."""
+
+STIMULI = (
+    model.PageFault,
+    model.UnmapHvaRange,
+    model.AgeHva,
+    model.TestAgeHva,
+    model.SetSpteHva,
+    model.DirtyRingPush,
+    model.DirtyRingReset,
+    model.DirtyRingExit,
+)
+"""Records of the model that only repeat what it was told, or that KVM's MMU events do not have."""
+
+
+ASKED: deque[tuple[str, bool]] = deque(maxlen=64)
+"""The rules that the model has asked for last, and whether its design follows them."""
+
+
+@dataclass(frozen=True)
+class Followed(Design):
+    """A design of which is remembered which rules are asked for."""
+
+    def obeys(self, asked: Rule) -> bool:
+        obeys = asked.name in self.rules
+        ASKED.append((asked.name, obeys))
+        return obeys
+
+
+def followed(design: Design) -> Design:
+    """The same design, remembering that."""
+    return Followed(**{each.name: getattr(design, each.name) for each in fields(design)})
+
+
+class Reaction(NamedTuple):
+    """Something that the model has done."""
+
+    task: Task
+    record: object
+    table: tuple[int, int] | None = None
+    """Of a table: first gfn and level."""
+
+
+class Thread:
+    """A thread of the model."""
+
+    def __init__(self, task: Task, mailbox: Mailbox) -> None:
+        self.task = task
+        self.mailbox = mailbox
+        self.command: Command | None = None
+
+
+class Driver:
+    """One machine with one process."""
+
+    def __init__(self, design: Design, platform: Platform) -> None:
+        self.design = design = followed(design)
+        self.platform = platform
+        self.world = World()
+        follow_host(self.world)
+        machine = singleton(self.world, Machine)
+        self._machine = machine
+        mailboxes = tuple(
+            intern_object(self.world, Mailbox, f"mailbox{number}", None, "Mailbox", {}) for number in range(THREADS)
+        )
+
+        def setup() -> None:
+            boot(machine, design)
+            for number, mailbox in enumerate(mailboxes):
+                start_thread(mailbox, f"thread{number}")
+
+        self.run = Execution(self.world, setup, step_limit=1 << 62)
+        self.memory = self.run.memory
+        self.reactions: deque[Reaction] = deque()
+        self.world.listener = self._listen
+        tasks = {task.name: task for task in self.run.unfinished}
+        self._free = [Thread(tasks[f"thread{n}"], mailbox) for n, mailbox in reversed(list(enumerate(mailboxes)))]
+        self._mine = {thread.task.index for thread in self._free}
+        mm = self.memory.peek(Machine.mm.cell(machine))
+        assert isinstance(mm, Mm)
+        self.mm = mm
+        self.host = Host(self.memory, mm)
+        self.tables: defaultdict[tuple[int, int], list[KvmMmuPage]] = defaultdict(list)
+        """Tables by level and first gfn, oldest first."""
+        self.violations: list[str] = []
+
+    # what is there
+
+    @property
+    def kvm(self) -> Kvm | None:
+        found = self.memory.peek(Machine.kvm.cell(self._machine))
+        return found if isinstance(found, Kvm) else None
+
+    def vcpus(self) -> tuple[KvmVcpu, ...]:
+        kvm = self.kvm
+        found: tuple[KvmVcpu, ...] = self.memory.peek(Kvm.vcpus.cell(kvm)) if kvm is not None else ()
+        return found
+
+    def must_prepare(self, vcpu: KvmVcpu) -> bool:
+        """Is there anything to do before the vCPU enters the guest?"""
+        peek = self.memory.peek
+        return bool(peek(KvmVcpu.requests.cell(vcpu))) or peek(KvmVcpu.mmu_root.cell(vcpu)) is None
+
+    def alive(self, sp: KvmMmuPage) -> bool:
+        return is_allocated(self.memory, sp)
+
+    def tables_at(self, level: int, gfn: int) -> list[KvmMmuPage]:
+        """The tables of `level` that have an entry for `gfn`, oldest first; those that were freed are forgotten."""
+        place = level, gfn & -pages_per_entry(level + 1)
+        found = self.tables.get(place)
+        if found is None:
+            return []
+        kept = [sp for sp in found if self.alive(sp)]
+        if len(kept) != len(found):
+            if kept:
+                self.tables[place] = kept
+            else:
+                del self.tables[place]
+        return kept
+
+    def entry(self, sp: KvmMmuPage, index: int) -> int:
+        """An entry of a table; 0 is the design's non-present value."""
+        cells = sp.__dict__["_cells"]
+        cell = cells.get((KvmMmuPage.spt.name, index))
+        value: int = 0 if cell is None else self.memory.peek(cell)
+        return value or self.design.shadow_nonpresent_value
+
+    def set_entry(self, sp: KvmMmuPage, index: int, value: int) -> None:
+        """What the hardware does to an entry."""
+        self.memory.set(KvmMmuPage.spt.element(sp, index), value)
+
+    def assist(self, level: int, gfn: int, old: int, bits: int) -> bool:
+        """Let the hardware set those of the A and D bits that make an entry `old`; was there anything to set?"""
+        if not old & bits:
+            return False
+        index = index_of(gfn, level)
+        fitting = None
+        for sp in self.tables_at(level, gfn):
+            entry = self.entry(sp, index)
+            if entry & ~bits == 0 or (entry ^ old) & ~bits:
+                continue
+            if entry == old:
+                return False
+            if entry | old & bits == old:
+                fitting = sp
+        if fitting is None:
+            return False
+        self.set_entry(fitting, index, old)
+        return True
+
+    def table_of_pfn(self, pfn: int) -> KvmMmuPage | None:
+        found = self.world.serials.get((KvmMmuPage, pfn - PAGE_TABLE_PFN_BASE))
+        return found if isinstance(found, KvmMmuPage) else None
+
+    # threads
+
+    def thread(self) -> Thread:
+        """A thread that does nothing yet. Raises ModelError if all have got stuck."""
+        if not self._free:
+            raise ModelError(f"the model of {self.design.name} has all its {THREADS} threads waiting for ever.")
+        return self._free.pop()
+
+    def give_back(self, thread: Thread) -> None:
+        self._free.append(thread)
+
+    def begin(self, thread: Thread, *command: object) -> None:
+        """Tell an idle thread what to do."""
+        assert thread.command is None, (thread.command, command)
+        thread.command = command
+        self.memory.set(Mailbox.command.cell(thread.mailbox), command)
+
+    def idle(self, thread: Thread) -> bool:
+        """Has the thread done what it was told?"""
+        if thread.command is not None and self.memory.peek(Mailbox.command.cell(thread.mailbox)) is None:
+            thread.command = None
+        return thread.command is None
+
+    def advance(self, thread: Thread) -> bool:
+        """Run the thread until its next reaction, and others where it waits for them. False if it is idle, or waits for
+        something that the trace has to say."""
+        steps = 0
+        while not self.reactions:
+            if self.idle(thread):
+                return False
+            if not self._step(thread.task) and not self._others(thread.task):
+                return False
+            steps += 1
+            if steps > PATIENCE:
+                return False
+        return True
+
+    def finish(self, thread: Thread) -> bool:
+        """Run the thread until it is idle; False if it reacts, or waits."""
+        return not self.advance(thread) and self.idle(thread)
+
+    def create_vm(self, thread: Thread, params: KvmParams) -> None:
+        """Make a VM."""
+        self.begin(thread, "create VM", self._machine, self.design, self.platform, params)
+        self.finish(thread)
+
+    def vcpu(self, index: int) -> KvmVcpu:
+        """The vCPU of that number, which is made if there is none yet. Raises ModelError if it cannot be made."""
+        while len(self.vcpus()) <= index:
+            known = len(self.vcpus())
+            helper = self.thread()
+            self.begin(helper, "create vCPU", self.kvm)
+            self.finish(helper)
+            if len(self.vcpus()) == known:
+                raise ModelError(f"the model of {self.design.name} cannot make a vCPU: {self.violations[-1:]}")
+            if self.idle(helper):
+                self.give_back(helper)
+        return self.vcpus()[index]
+
+    def site(self, thread: Thread) -> str:
+        """The function of the model that the thread is in."""
+        op = self.run.pending.get(thread.task.index)
+        return op.site[2] if op is not None else ""
+
+    def rules(self) -> tuple[str, ...]:
+        """The rules that the model asked for last, latest first."""
+        latest: dict[str, bool] = {}
+        for name, obeys in reversed(ASKED):
+            latest.setdefault(name, obeys)
+        return tuple(name if obeys else f"not {name}" for name, obeys in latest.items())
+
+    def forget_vm(self) -> None:
+        """The VM is gone."""
+        self.memory.set(Machine.kvm.cell(self._machine), None)
+        self.tables.clear()
+
+    def _others(self, waiting: Task) -> bool:
+        """A step of somebody else: of a task that the model has started by itself, or of a thread that is busy."""
+        for index in sorted(self.run.pending, key=lambda index: index in self._mine):
+            task = self.world.tasks[index]
+            if task is not waiting and self._step(task):
+                return True
+        return False
+
+    def _step(self, task: Task) -> bool:
+        step = self.run.step(task)
+        if step is None:
+            return False
+        self.run.steps.clear()
+        if len(self.memory.journal) > 1 << 16:
+            self.memory.journal.clear()
+        for violation in step.violations:
+            self.violations.append(f"{violation.rule}: {violation.message}")
+        return True
+
+    def _listen(self, task: Task, record: object) -> None:
+        if isinstance(record, STIMULI):
+            return
+        table = None
+        if isinstance(record, model.GetPage | model.PrepareZapPage):
+            sp = record.sp
+            role, gfn = self.memory.peek(KvmMmuPage.role.cell(sp)), self.memory.peek(KvmMmuPage.gfn.cell(sp))
+            table = gfn & -pages_per_entry(role.level + 1), role.level
+            if isinstance(record, model.GetPage):
+                self.tables[role.level, table[0]].append(sp)
+        self.reactions.append(Reaction(task, record, table))

@@ -1,0 +1,81 @@
+"""What a comparison of a trace with the model has found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from . import records
+from .matching import Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """An event that the model does not explain, or a reaction that the kernel did not show."""
+
+    line: int
+    event: str
+    reason: str
+    before: tuple[str, ...]
+    """The lines of the trace up to there."""
+    doing: str
+    """What the model was doing: the operation, and the kernel function that it was in."""
+    rules: tuple[str, ...]
+    """The rules of the design that the model asked for last, latest first; "not" before those it does not follow."""
+    tables: tuple[str, ...]
+    """The entry of the event in each of the model's page tables that has it."""
+
+
+@dataclass(slots=True)
+class SnapshotResult:
+    """A snapshot beside the model's tables."""
+
+    number: int
+    label: str
+    entries: int = 0
+    differences: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Result:
+    """What the comparison has found."""
+
+    design: str
+    whole: bool = True
+    """Could all of the trace be read, and are no events lost?"""
+    events: int = 0
+    """Reactions of the kernel in the trace."""
+    matched: int = 0
+    explained: Counter[Rule] = field(default_factory=Counter)
+    divergent: int = 0
+    resynchronised: int = 0
+    """Entries of the model that were set to the trace's after a divergence."""
+    divergences: list[Divergence] = field(default_factory=list)
+    """The first few."""
+    snapshots: list[SnapshotResult] = field(default_factory=list)
+
+    @property
+    def snapshots_equal(self) -> int:
+        return sum(not snapshot.differences for snapshot in self.snapshots)
+
+    @property
+    def snapshots_different(self) -> int:
+        return sum(bool(snapshot.differences) for snapshot in self.snapshots)
+
+    @property
+    def equal(self) -> bool:
+        return not self.divergent and not self.snapshots_different
+
+
+def text_of(event: records.Event) -> str:
+    record = event.record
+    if isinstance(record, records.Mark):
+        return record.text
+    if isinstance(record, records.Unknown):
+        return record.text.decode("utf-8", "replace")
+    pairs = zip(getattr(record, "_fields", ()), record, strict=False)
+    return " ".join(f"{name} {_value(value)}" for name, value in pairs)
+
+
+def _value(value: object) -> str:
+    return f"{value:x}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

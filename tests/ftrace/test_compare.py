@@ -1,0 +1,71 @@
+"""The model does what real kernels did, event for event; the model of another kernel does not."""
+
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+
+from interleaf.designs import load
+from interleaf.ftrace.compare import compare_trace
+from tests.ftrace.carried import TRACES, name_of, snapshots_of, trace_of
+
+DESIGNS = {"6.1": "v6.1", "6.12": "v6.12"}
+LARGE = "w08"
+"""Two vCPUs at once: large, and compared only where INTERLEAF_ALL_TRACES is set."""
+
+SINGLE = [name for name in map(name_of, TRACES) if LARGE not in name]
+QUICK = [name for name in SINGLE if "/icount/" in name]
+"""All but the repetitions on two CPUs and with probes."""
+
+CHOSEN = SINGLE if os.environ.get("INTERLEAF_ALL_TRACES") else QUICK
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_the_model_does_what_the_kernel_did(name: str) -> None:
+    trace = trace_of(name)
+    snapshots = snapshots_of(trace)
+    result = compare_trace(
+        trace, load(DESIGNS[name.split("/", maxsplit=1)[0]]), snapshots if snapshots.exists() else None
+    )
+    assert not result.divergences
+    assert result.divergent == 0
+    assert [snapshot.label for snapshot in result.snapshots if snapshot.differences] == []
+    assert result.matched + sum(result.explained.values()) == result.events
+    assert result.events > 50 or name == "6.1/icount/w18_zap_leafs"
+
+
+def test_another_kernel_diverges_and_the_rule_is_named() -> None:
+    trace = trace_of("6.12/icount/w03_slot_delete")
+    result = compare_trace(trace, load("v5.18"), snapshots_of(trace))
+    assert result.divergent
+    assert "non-present value" in result.divergences[0].reason
+    assert result.divergences[0].rules
+
+
+def _mutated(tmp_path: Path, name: str, old: str, new: str) -> tuple[Path, int]:
+    """A copy of a trace with the first line that has `old` changed, and the number of that line."""
+    lines = gzip.decompress(trace_of(name).read_bytes()).decode().splitlines()
+    number = next(index for index, line in enumerate(lines) if old in line)
+    lines[number] = lines[number].replace(old, new)
+    if not lines[number]:
+        del lines[number]
+    path = tmp_path / "mutated.trace"
+    path.write_text("\n".join(lines) + "\n")
+    return path, number + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("w01_demand", "new_spte 2ba1e67", "new_spte 2ba1e65"),
+        ("w01_demand", "gfn 10005 level 1 old_spte", "gfn 10006 level 1 old_spte"),
+        ("w01_demand", "spte 2ba1e67 (rwxu) level 1", "spte 2ba1e67 (rwxu) level 2"),
+        ("w01_demand", "at 5d34008", "at 5d34010"),
+    ],
+)
+def test_a_wrong_event_is_reported_where_it_is(tmp_path: Path, name: str, old: str, new: str) -> None:
+    path, line = _mutated(tmp_path, f"6.12/icount/{name}", old, new)
+    result = compare_trace(path, load("v6.12"))
+    assert result.divergent
+    assert result.divergences[0].line == line
