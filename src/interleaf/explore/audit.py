@@ -46,9 +46,9 @@ class Auditor:
         self._merged = 0
 
     def begin_pass(self) -> None:
-        """The search begins again: the last pass, on which its verdict rests, is audited like a first one."""
+        """The search begins again. What is audited is the model, and that states are told apart by what matters in it:
+        that is the same in every pass, and the larger ones have most of the audits."""
         self._ways.clear()
-        self._completed = self._merged = 0
 
     def completed(self, search: StateSearch) -> list[Violation]:
         """An execution has come to its end. Returns the data races that the happens-before detector sees in it.
@@ -84,7 +84,7 @@ class Auditor:
         self._merged += 1
         known = self._ways.pop(key, None)
         if known is None:
-            if _due(self._merged) or (self._merged & 63 == 0 and len(self._ways) < OFTEN):
+            if _due(self._merged) or (self._merged & 255 == 0 and len(self._ways) < OFTEN):
                 self._ways[key] = search.schedule(arrived)
             return
         self.audits += 1

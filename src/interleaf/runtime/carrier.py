@@ -317,6 +317,7 @@ _quiet: list[str] = [_RUNTIME]
 def quiet(folder: str) -> None:
     """Code in `folder` is a building block: an operation's site is the model code that called it."""
     _quiet.append(folder)
+    _is_quiet_file.cache_clear()
 
 
 def _site() -> tuple[str, int, str]:
@@ -329,8 +330,12 @@ def _site() -> tuple[str, int, str]:
 
 
 def _is_quiet(frame: types.FrameType) -> bool:
-    name = frame.f_code.co_filename
-    return any(name.startswith(folder) for folder in _quiet)
+    return _is_quiet_file(frame.f_code.co_filename)
+
+
+@functools.cache
+def _is_quiet_file(name: str) -> bool:
+    return name.startswith(tuple(_quiet))
 
 
 def _place(frame: types.FrameType) -> tuple[str, int, str]:
