@@ -39,6 +39,7 @@ BREAKS: dict[str, tuple[str, str]] = {
     "swap-waits-for-notifiers": ("memslot-create-vs-unmap", "BUG"),
     "unmap-sees-invalid-roots": ("memslot-delete-vs-unmap", "I1"),
     "xchg-volatile-sptes": ("dirty-log-enable-vs-aging", "I11"),
+    "zap-range-counts": ("fault-vs-zap-range", "stale-range"),
 }
 """A scenario, and what is violated there without the rule."""
 
@@ -85,8 +86,7 @@ IDLE: dict[str, str] = {
     "write-protect-valid-roots": COST,
     "zap-all-takes-slots-lock": SMALL,
     "zap-leafs-no-flush-invalid": COST,
-    "zap-range-counts": "its harm is in what a range is mapped with (memory types), which the model does not have",
-    "zap-range-unit": "its harm is in what a range is mapped with (memory types), which the model does not have",
+    "zap-range-unit": SMALL,
     "zap-small-first": COST,
     "zap-up-to-architecture-s-max-gfn": SMALL,
 }

@@ -18,6 +18,18 @@ BUGS: tuple[Bug, ...] = (
         rules=("livelock",),
     ),
     Bug(
+        "B49",
+        "A range is zapped, and mapped again with what was looked up before",
+        "The zap does not count as an invalidation, so faults that began before it do not try again.",
+        fix="edb298c663fc",
+        culprit="",
+        kind="stale mapping",
+        design="v6.12",
+        deviation="without zap-range-counts",
+        scenarios=("fault-vs-zap-range",),
+        rules=("stale-range",),
+    ),
+    Bug(
         "B51",
         "A notifier's start and its end see different memslots",
         "An invalidation ends that never began, or begins and never ends.",

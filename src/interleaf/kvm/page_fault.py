@@ -14,7 +14,8 @@ from interleaf.linux.lockdep import lockdep_assert_held
 from interleaf.linux.rwlock import read_lock, read_unlock
 from interleaf.linux.srcu import srcu_dereference
 from interleaf.mm.mm import get_user_page
-from interleaf.runtime import Memory, operation, routine, say
+from interleaf.runtime import Memory, Violation, operation, routine, say
+from interleaf.runtime.cells import Cell
 
 from .attributes import kvm_gmem_get_pfn, kvm_mem_is_private
 from .design import rule
@@ -36,6 +37,7 @@ from .memslots import gfn_to_memslot
 from .mmio import handle_mmio_page_fault, vcpu_cache_mmio_info
 from .page_track import kvm_gfn_is_write_tracked
 from .pfn import kvm_release_pfn_clean
+from .tdp import ghost
 from .tdp.map import kvm_tdp_mmu_map
 from .tdp.spte import is_nx_huge_page_enabled
 
@@ -111,6 +113,24 @@ def _must_retry(memory: Memory, kvm: Kvm, gfn: int, seq: int) -> bool:
     return bool(in_progress and start <= gfn < end) or memory.look(Kvm.mmu_invalidate_seq.cell(kvm)) != seq
 
 
+def _looked_up(memory: Memory) -> Cell:
+    return ghost.looked_up.cell(memory.world.tasks[memory.task])
+
+
+@operation(marked=False)
+def _expect_up_to_date(memory: Memory, kvm: Kvm, gfn: int) -> None:
+    """Property "stale-range": what has just been mapped was not looked up before a zap of its gfn that has begun, or
+    is over. mmu_lock held for read."""
+    memory.exercise("stale-range")
+    since = memory.look(ghost.range_zaps.cell(kvm))[memory.look(_looked_up(memory)) :]
+    if any(start <= gfn < end for start, end in since):
+        message = (
+            f"gfn {gfn:#x} is mapped with what was looked up before it was zapped because that changes: it stays as it "
+            "was"
+        )
+        memory.violate(Violation("stale-range", message, object=kvm.name))
+
+
 @operation(
     focus=lambda kvm, gfn: Kvm.mmu_invalidate_seq.cell(kvm),
     words=lambda kvm, gfn, seq: f"{kvm.name}.mmu_invalidate_seq == {seq}",
@@ -122,6 +142,7 @@ def _snapshot(memory: Memory, kvm: Kvm, gfn: int) -> int | None:
     here although it need not, or it finds the same under mmu_lock: one moment for both leaves no mapping out.
     """
     seq: int = memory.load(kvm, Kvm.mmu_invalidate_seq)
+    ghost.note(memory, _looked_up(memory), len(memory.look(ghost.range_zaps.cell(kvm))))
     if kvm.design.obeys(RETRY_BEFORE_LOCK) and _must_retry(memory, kvm, gfn, seq):
         return None
     return seq
@@ -223,6 +244,8 @@ def direct_page_fault(vcpu: KvmVcpu, fault: KvmPageFault) -> tuple[RetPf | int, 
         say(f"the fault on gfn {fault.gfn:#x} is stale: tries again")
     else:
         result, level = kvm_tdp_mmu_map(vcpu, found)
+        if result is RetPf.FIXED:
+            _expect_up_to_date(kvm, fault.gfn)
     read_unlock(kvm.mmu_lock)
     if found.pfn is not None and found.pfn != KVM_PFN_NOSLOT:
         kvm_release_pfn_clean(found.pfn)

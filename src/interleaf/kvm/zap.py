@@ -21,7 +21,7 @@ from interleaf.runtime import Memory, Violation, container_of, operation, routin
 from .design import rule
 from .invalidate import kvm_mmu_invalidate_begin, kvm_mmu_invalidate_end, kvm_mmu_invalidate_range_add
 from .kvm_host import Kvm, KvmGfnRange, KvmMemorySlot, KvmMmuPage, KvmModule
-from .tdp import tdp_mmu
+from .tdp import ghost, tdp_mmu
 from .tlb import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_range
 
 ZAP_ALL_SLOTS_LOCK = rule(
@@ -98,6 +98,13 @@ def kvm_mmu_zap_all(kvm: Kvm) -> None:
     write_unlock(kvm.mmu_lock)
 
 
+@operation(marked=False)
+def _range_zap_begins(memory: Memory, kvm: Kvm, start: int, end: int) -> None:
+    """What faults on start <= gfn < end have looked up until now is out of date. mmu_lock held for write."""
+    cell = ghost.range_zaps.cell(kvm)
+    ghost.note(memory, cell, (*memory.look(cell), (start, end)))
+
+
 @routine
 def kvm_zap_gfn_range(kvm: Kvm, gfn_start: int, gfn_end: int) -> None:
     """Zap the gfns gfn_start <= gfn < gfn_end in all roots that can be used, because how they must be mapped has
@@ -106,6 +113,7 @@ def kvm_zap_gfn_range(kvm: Kvm, gfn_start: int, gfn_end: int) -> None:
     # without the rule the gfns are taken for addresses in the process (in bytes), where no slot's memory is
     shift = 0 if kvm.design.obeys(ZAP_RANGE_UNIT) else PFN_SHIFT
     write_lock(kvm.mmu_lock)
+    _range_zap_begins(kvm, gfn_start, gfn_end)
     if counts:
         kvm_mmu_invalidate_begin(kvm)
         kvm_mmu_invalidate_range_add(kvm, gfn_start >> shift, gfn_end >> shift)

@@ -64,5 +64,11 @@ pages = _of(Kvm, "pages", 0)
 owed: Plain[tuple[KvmMmuPage, ...]] = _of(Task, "owed", ())
 """Of a task that walks the roots: those that were valid when it began and that it has not visited yet."""
 
+range_zaps: Plain[tuple[tuple[int, int], ...]] = _of(Kvm, "range_zaps", ())
+"""Of a VM: the ranges of gfns that were zapped because what they must be mapped with has changed, oldest first."""
+
+looked_up = _of(Task, "looked_up", 0)
+"""Of a task in a page fault: how many of these had begun when it began to look up what to map."""
+
 torn_down: Plain[int | None] = _of(Task, "torn_down", None)
 """Of a task inside the put of a vCPU's reference on an invalid root: how many SPTEs it has zapped there."""
