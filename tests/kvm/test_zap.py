@@ -123,7 +123,7 @@ def _zap_while_a_fault_is_on_its_way(design: Design) -> Stage:
     stage = Stage(setup)
     assert stage.until("vcpu0", "_follow_pte", "get_user_page")
     assert stage.until("zap", "write_unlock", "tdp_mmu_iter_cond_resched", contended=True)
-    assert stage.until("vcpu0", "put_page_testzero", "put_page")
+    stage.until("vcpu0", "put_page_testzero", "put_page")
     return stage
 
 
@@ -136,6 +136,7 @@ def test_a_fault_does_not_map_behind_the_back_of_a_zap(design: Design, retries: 
     """B49, B50: what the fault has looked up is of before the change for which the range is zapped."""
     stage = _zap_while_a_fault_is_on_its_way(design)
     assert any("tries again" in line for line in stage.story) is retries
-    stage.finish("zap")
-    stage.finish_all()
-    assert not stage.violations
+    if retries:
+        stage.finish("zap")
+        stage.finish_all()
+    assert stage.rules == (set() if retries else {"stale-range"})
