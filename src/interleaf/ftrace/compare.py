@@ -32,7 +32,7 @@ from .walks import compare_tables, first_frame
 AHEAD = 4096
 """Events that are looked at before they are compared, to know what the host decided."""
 
-GIVE_UP = 100
+GIVE_UP = 20
 """Divergences after which the model is not driven any further: all later events count as divergent."""
 
 BEFORE = 12
