@@ -14,9 +14,9 @@ from interleaf.explore.outcome import Bounds
 
 from .matrix import Cell, Comparison, compare, rules
 
-EXECUTIONS, STATES = Bounds(executions=200), Bounds(states=2_500)
+EXECUTIONS, STATES = Bounds(executions=60), Bounds(states=1_000)
 
-WHOLE = 0.4
+WHOLE = 0.25
 """The part of the scenarios, on each design, that both engines search to the end within these bounds, at least."""
 
 
