@@ -14,9 +14,9 @@ from interleaf.explore.outcome import Bounds
 
 from .matrix import Cell, Comparison, compare, rules
 
-EXECUTIONS, STATES = Bounds(executions=60), Bounds(states=1_000)
+EXECUTIONS, STATES = Bounds(executions=100), Bounds(states=1_000)
 
-WHOLE = 0.25
+WHOLE = 0.2
 """The part of the scenarios, on each design, that both engines search to the end within these bounds, at least."""
 
 
