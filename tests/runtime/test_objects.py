@@ -24,6 +24,7 @@ from interleaf.runtime import (
     spawn,
     the,
 )
+from interleaf.runtime.objects import SERIAL_BITS
 
 
 class Inner(Object):
@@ -150,6 +151,16 @@ def test_a_serial_leads_back_to_its_object() -> None:
 
     violations, _ = run(body)
     assert not violations
+
+
+def test_a_task_that_makes_too_many_objects_for_their_serials_is_refused() -> None:
+    def body(number: int) -> None:
+        for _ in range(number):
+            new(Bare)
+
+    assert not run(functools.partial(body, 1 << SERIAL_BITS))[0]
+    with pytest.raises(ModelError, match="would be those of another task"):
+        run(functools.partial(body, (1 << SERIAL_BITS) + 1))
 
 
 def test_freeing_takes_an_object_out_of_the_hash_but_for_its_death() -> None:

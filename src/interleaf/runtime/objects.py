@@ -372,6 +372,11 @@ class New(Op):
         name = kind if task.name == "setup" else f"{task.name}:{kind}"
         obj = intern_object(world, self.cls, f"{name}{count}", None, kind, constants)
         if "serial" not in obj.__dict__:
+            if count >> SERIAL_BITS:
+                raise ModelError(
+                    f"task {task} makes more than {1 << SERIAL_BITS} objects of the class {kind}: their serial numbers "
+                    "would be those of another task's objects. Make a smaller scenario, or more tasks."
+                )
             obj.__dict__["serial"] = (task.index << SERIAL_BITS) | count
             if not constants:
                 world.serials[self.cls, obj.serial] = obj
