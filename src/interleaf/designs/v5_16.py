@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
-from interleaf.kvm.tdp.age import RCU_PER_ROOT
 from interleaf.kvm.tdp.change_pte import CHANGE_PTE_BATCHES
 from interleaf.kvm.tdp.changed import LEAF_REPLACES_TABLE, tdp_mmu_free_sp_rcu_callback
+from interleaf.kvm.tdp.handle_gfn import RCU_PER_ROOT
 from interleaf.kvm.tdp.iter import ITER_YIELDED
 from interleaf.linux.list import list_del_rcu
 from interleaf.linux.rcu import call_rcu

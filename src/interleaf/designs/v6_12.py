@@ -20,7 +20,7 @@ from interleaf.kvm.page_fault import (
 from interleaf.kvm.prefault import PRE_FAULT_MEMORY
 from interleaf.kvm.request import RELOAD_REQUEST
 from interleaf.kvm.tdp import roots, unmap
-from interleaf.kvm.tdp.age import AGE_CLEARS_ACCESSED, AGE_KEEPS_DIRTY, RCU_PER_ROOT
+from interleaf.kvm.tdp.age import AGE_CLEARS_ACCESSED, AGE_KEEPS_DIRTY
 from interleaf.kvm.tdp.changed import (
     ATOMIC_FROZEN_WARN,
     ATOMIC_ZAP_FLUSHES,
@@ -31,6 +31,7 @@ from interleaf.kvm.tdp.changed import (
 )
 from interleaf.kvm.tdp.collapse import COLLAPSE_LEAFS, COLLAPSE_PARENTS
 from interleaf.kvm.tdp.dirty import CLEAR_DIRTY_ATOMIC, CLEAR_DIRTY_BY_ROOT
+from interleaf.kvm.tdp.handle_gfn import RCU_PER_ROOT
 from interleaf.kvm.tdp.iter import ITER_YIELDED
 from interleaf.kvm.tdp.map import (
     FROZEN_LEAF_CHECK,

@@ -8,9 +8,10 @@ from interleaf.kvm.mmu import RELOAD_FREES_OBSOLETE
 from interleaf.kvm.mmu_notifier import AGE_ELIDES_FLUSH
 from interleaf.kvm.nx_recovery import NX_RECOVERY_UNDER_READ_LOCK
 from interleaf.kvm.page_fault import PREFAULT_INVALID_SLOT
-from interleaf.kvm.tdp.age import AGE_CLEARS_ACCESSED, AGE_LOCKLESS, RCU_PER_ROOT
+from interleaf.kvm.tdp.age import AGE_CLEARS_ACCESSED, AGE_LOCKLESS
 from interleaf.kvm.tdp.changed import ATOMIC_ZAP_FLUSHES, DEFERRED_BOOKKEEPING
 from interleaf.kvm.tdp.collapse import COLLAPSE_LEAFS, COLLAPSE_PARENTS, RECOVER_IN_PLACE
+from interleaf.kvm.tdp.handle_gfn import RCU_PER_ROOT
 from interleaf.kvm.tdp.map import PREFETCH_KEEPS_PRESENT, SPURIOUS_IF_ALLOWED
 from interleaf.kvm.tdp.masks import VOLATILE_ACCESSED
 from interleaf.kvm.tdp.spte import REMADE_SPTE_CLEAN

@@ -12,13 +12,13 @@ from interleaf.kvm.design import rule
 from interleaf.kvm.kvm_host import Kvm, KvmGfnRange, KvmMmuPage
 from interleaf.kvm.pfn import kvm_set_pfn_dirty
 from interleaf.kvm.trace import trace_kvm_tdp_mmu_spte_changed
-from interleaf.linux.list import list_for_each_entry, list_for_each_entry_rcu
-from interleaf.linux.lockdep import lockdep_assert_held_write
+from interleaf.linux.list import list_for_each_entry_rcu
 from interleaf.linux.rcu import rcu_read_lock, rcu_read_unlock
 from interleaf.runtime import checkpoint, routine
 
 from .changed import kvm_tdp_mmu_write_spte, tdp_mmu_clear_spte_bits
 from .entries import cmpxchg_spte
+from .handle_gfn import kvm_tdp_mmu_handle_gfn
 from .iter import TdpIter, tdp_iter_next, tdp_iter_start
 from .spte import (
     is_accessed_spte,
@@ -47,11 +47,6 @@ AGE_KEEPS_DIRTY = rule(
     "dirty: the SPTE does not say so any more.",
     "v5.10",
 )
-RCU_PER_ROOT = rule(
-    "rcu-per-root",
-    "Notifiers that walk all roots without yielding leave their RCU reader after each.",
-    "a151aceca1e4",
-)
 
 
 @routine
@@ -73,28 +68,14 @@ def kvm_tdp_mmu_test_age_gfn(kvm: Kvm, range_: KvmGfnRange) -> bool:
 def _age_roots(kvm: Kvm, range_: KvmGfnRange, test_only: bool) -> bool:
     """Visit all roots of the slot's address space, without yielding and without references on them: mmu_lock, or the
     RCU reader, keeps them from being freed."""
-    lockless, per_root = kvm.design.obeys(AGE_LOCKLESS), kvm.design.obeys(RCU_PER_ROOT)
+    if not kvm.design.obeys(AGE_LOCKLESS):
+        return kvm_tdp_mmu_handle_gfn(kvm, range_, _age_root, test_only)
     young = False
-    if lockless:
-        rcu_read_lock()
-        for root in list_for_each_entry_rcu(kvm.tdp_mmu_roots, KvmMmuPage):
-            if root.role.as_id == range_.slot.as_id:
-                young = _age_root(kvm, root, range_, test_only) or young
-        rcu_read_unlock()
-        return young
-    lockdep_assert_held_write(kvm.mmu_lock)
-    if not per_root:
-        rcu_read_lock()
-    for root in list_for_each_entry(kvm.tdp_mmu_roots, KvmMmuPage):
-        if root.role.as_id != range_.slot.as_id:
-            continue
-        if per_root:
-            rcu_read_lock()
-        young = _age_root(kvm, root, range_, test_only) or young
-        if per_root:
-            rcu_read_unlock()
-    if not per_root:
-        rcu_read_unlock()
+    rcu_read_lock()
+    for root in list_for_each_entry_rcu(kvm.tdp_mmu_roots, KvmMmuPage):
+        if root.role.as_id == range_.slot.as_id:
+            young = _age_root(kvm, root, range_, test_only) or young
+    rcu_read_unlock()
     return young
 
 

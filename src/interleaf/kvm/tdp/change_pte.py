@@ -11,14 +11,11 @@ from interleaf.hw.page_table import PG_LEVEL_4K
 from interleaf.kvm.design import rule
 from interleaf.kvm.kvm_host import Kvm, KvmGfnRange, KvmMmuPage
 from interleaf.kvm.tlb import kvm_flush_remote_tlbs_range
-from interleaf.linux.list import list_for_each_entry
-from interleaf.linux.lockdep import lockdep_assert_held_write
-from interleaf.linux.rcu import rcu_read_lock, rcu_read_unlock
 from interleaf.mm.mm import Pte
 from interleaf.runtime import checkpoint, routine
 
-from .age import RCU_PER_ROOT
 from .changed import tdp_mmu_iter_set_spte
+from .handle_gfn import kvm_tdp_mmu_handle_gfn
 from .iter import tdp_iter_next, tdp_iter_start
 from .masks import SpteMasks
 from .spte import is_shadow_present_pte, mark_spte_for_access_track
@@ -54,21 +51,7 @@ def kvm_mmu_changed_pte_notifier_make_spte(masks: SpteMasks, old_spte: int, pfn:
 def kvm_tdp_mmu_set_spte_gfn(kvm: Kvm, range_: KvmGfnRange, entry: Pte) -> bool:
     """The host's PTE behind the gfn of the range is `entry` now: change what maps the old page. Returns whether a TLB
     flush is needed. mmu_lock held for write."""
-    lockdep_assert_held_write(kvm.mmu_lock)
-    per_root = kvm.design.obeys(RCU_PER_ROOT)
-    flush = False
-    if not per_root:
-        rcu_read_lock()
-    for root in list_for_each_entry(kvm.tdp_mmu_roots, KvmMmuPage):
-        if root.role.as_id != range_.slot.as_id:
-            continue
-        if per_root:
-            rcu_read_lock()
-        flush = set_spte_gfn(kvm, root, range_, entry) or flush
-        if per_root:
-            rcu_read_unlock()
-    if not per_root:
-        rcu_read_unlock()
+    flush = kvm_tdp_mmu_handle_gfn(kvm, range_, set_spte_gfn, entry)
     if flush and not kvm.design.obeys(CHANGE_PTE_BATCHES):
         kvm_flush_remote_tlbs_range(kvm, range_.start, 1)
         return False
