@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -39,8 +40,8 @@ from .programs import (
 Setup = Callable[[], object]
 
 
-def steps(setup: Setup, **options: object) -> Outcome:
-    search = StepSearch(setup, **options)  # type: ignore[arg-type]
+def steps(setup: Setup, **options: Any) -> Outcome:
+    search = StepSearch(setup, **options)
     try:
         return search.run()
     finally:

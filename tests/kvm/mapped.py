@@ -6,7 +6,22 @@ from interleaf.hw import ept
 from interleaf.hw.frames import PAGE_TABLE_PFN_BASE
 from interleaf.hw.page_table import ROOT_LEVEL, index_of
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
+from interleaf.mm.page import Page
 from interleaf.runtime import object_of
+
+
+def page_behind(kvm: Kvm, hva: int) -> Page:
+    """The page that the host has at `hva`."""
+    page = kvm.mm.pte[hva].page
+    assert page is not None
+    return page
+
+
+def only_spte(kvm: Kvm, hva: int) -> tuple[KvmMmuPage, int]:
+    """Table and index of the one SPTE that maps what the host has at `hva`."""
+    [(table, index)] = page_behind(kvm, hva).spteps
+    assert isinstance(table, KvmMmuPage)
+    return table, index
 
 
 def mapped(kvm: Kvm, root: KvmMmuPage | None = None) -> tuple[int, ...]:

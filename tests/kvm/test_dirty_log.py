@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -183,7 +184,7 @@ def test_what_cannot_be_done_is_refused() -> None:
             kvm_get_dirty_log(vm(V6_12), 0)
 
     for task in (program, unlogged):
-        Stage(lambda task=task: spawn(task, name="test")).finish_all()  # type: ignore[misc]
+        Stage(functools.partial(spawn, task, name="test")).finish_all()
 
 
 @routine

@@ -15,7 +15,7 @@ from interleaf.kvm.tdp.iter import tdp_iter_next, tdp_iter_start
 from interleaf.kvm.tdp.spte import is_access_track_spte, is_writable_pte, mark_spte_for_access_track
 from interleaf.kvm.tlb import kvm_flush_remote_tlbs
 from interleaf.kvm.trace import FastPageFault
-from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, read, write
+from interleaf.kvm.vcpu import GuestAccess, kvm_arch_vcpu_ioctl_run, read, write
 from interleaf.linux.rcu import rcu_read_lock, rcu_read_unlock
 from interleaf.linux.rwlock import write_lock, write_unlock
 from interleaf.runtime import Execution, World, spawn
@@ -80,13 +80,13 @@ def _track(kvm: Kvm) -> None:
 
 
 @pytest.mark.parametrize(("access", "writable"), [(read(0), False), (write(0), True)])
-def test_an_access_tracked_page_gets_back_what_the_access_needs(access: object, writable: bool) -> None:
+def test_an_access_tracked_page_gets_back_what_the_access_needs(access: GuestAccess, writable: bool) -> None:
     def program() -> tuple[bool, bool, bool]:
         kvm = make_vm(V6_12, platform=EPT_NO_AD)
         populate(kvm)
         _track(kvm)
         tracked = is_access_track_spte(kvm.masks, entry(kvm, 0, PG_LEVEL_4K))
-        kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], access)  # type: ignore[arg-type]
+        kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], access)
         spte = entry(kvm, 0, PG_LEVEL_4K)
         return tracked, is_access_track_spte(kvm.masks, spte), is_writable_pte(spte)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from interleaf.designs import V6_12
@@ -18,13 +20,14 @@ from interleaf.linux.srcu import srcu_read_lock, srcu_read_unlock
 from interleaf.runtime import Execution, World, spawn, write_plain
 from interleaf.scenarios.stage import DUMMY_GFN, DUMMY_HVA, make_vm
 from tests.kvm.huge import entry
+from tests.kvm.mapped import only_spte
 from tests.kvm.tdp.stage import Stage, run_alone
 
 
-def _traces(platform: Platform, program: object) -> list[object]:
+def _traces(platform: Platform, program: Callable[[Platform], None]) -> list[object]:
     world, records = World(), list[object]()
     world.listener = lambda task, record: records.append(record)
-    run = Execution(world, lambda: spawn(program, platform, name="vcpu0"))  # type: ignore[arg-type]
+    run = Execution(world, lambda: spawn(program, platform, name="vcpu0"))
     while run.unfinished:
         step = run.step(run.unfinished[0])
         assert step is not None
@@ -124,8 +127,7 @@ def test_reserved_bits_that_are_not_mmio_are_reported() -> None:
     def setup() -> None:
         kvm = make_vm(V6_12, platform=NPT)
         kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], read(0))
-        [where] = kvm.mm.pte[0x100].page.spteps  # type: ignore[union-attr]
-        table, index = where
+        table, index = only_spte(kvm, 0x100)
         table.spt[index] |= 1 << 50
         kvm.vcpus[0].cpu.tlb = frozenset()
         spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], write(0), name="vcpu0")

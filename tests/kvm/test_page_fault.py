@@ -24,7 +24,7 @@ from interleaf.mm.unmap import madvise_dontneed, munmap
 from interleaf.runtime import Object, Plain, spawn, the
 from interleaf.runtime.objects import singleton
 from interleaf.scenarios.stage import make_vm as stage_vm
-from tests.kvm.mapped import mapped
+from tests.kvm.mapped import mapped, only_spte, page_behind
 from tests.kvm.tdp.stage import Stage, make_vm, populate, run_alone
 
 
@@ -49,7 +49,7 @@ def test_a_fault_maps_the_page_and_puts_its_reference() -> None:
     def program() -> tuple[int, tuple[int, ...], int]:
         kvm = make_vm(V6_12, (0, 1))
         result = _fault(kvm.vcpus[0], 1, True)
-        return result, mapped(kvm), kvm.mm.pte[1].page.refcount  # type: ignore[union-attr]
+        return result, mapped(kvm), page_behind(kvm, 1).refcount
 
     assert run_alone(program)[0] == (RetPf.FIXED, (1,), 1)
 
@@ -76,7 +76,7 @@ def test_a_write_to_a_read_only_memslot_is_mmio() -> None:
     def program() -> tuple[int, int]:
         kvm = make_vm(V6_12, (0,))
         kvm_memslots(kvm).slots[0].flags = KVM_MEM_READONLY
-        return _fault(kvm.vcpus[0], 0, True), kvm.mm.pte[0].page.refcount  # type: ignore[union-attr]
+        return _fault(kvm.vcpus[0], 0, True), page_behind(kvm, 0).refcount
 
     assert run_alone(program)[0] == (RetPf.EMULATE, 1)
 
@@ -96,8 +96,7 @@ def test_a_read_only_memslot_is_mapped_read_only(flags: int, writable: bool) -> 
         kvm = make_vm(V6_12, (0,))
         kvm_memslots(kvm).slots[0].flags = flags
         _fault(kvm.vcpus[0], 0, False)
-        [where] = kvm.mm.pte[0].page.spteps  # type: ignore[union-attr]
-        table, index = where
+        table, index = only_spte(kvm, 0)
         return bool(table.spt[index] & 0b10)
 
     assert run_alone(program)[0] is writable

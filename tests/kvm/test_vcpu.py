@@ -14,7 +14,7 @@ from interleaf.kvm.vcpu import execute, kvm_arch_vcpu_ioctl_run, read, write
 from interleaf.linux.rwlock import write_lock, write_unlock
 from interleaf.mm.unmap import madvise_dontneed, munmap
 from interleaf.runtime import spawn
-from tests.kvm.mapped import mapped
+from tests.kvm.mapped import mapped, only_spte
 from tests.kvm.tdp.stage import Stage, make_vm, populate, run_alone
 
 
@@ -41,7 +41,7 @@ def test_a_write_makes_the_spte_dirty() -> None:
     def program() -> bool:
         kvm = make_vm(V6_12, (0,))
         kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], write(0))
-        [(table, index)] = kvm.mm.pte[0].page.spteps  # type: ignore[union-attr]
+        table, index = only_spte(kvm, 0)
         return bool(table.spt[index] >> 9 & 1)
 
     assert run_alone(program)[0]

@@ -186,7 +186,8 @@ def page_at(pfn: int) -> Page:
     if pfn == ZERO_PAGE_PFN:
         return zero
     if compound_at(pfn) is not None:
-        return _compound_page_at(pfn)  # type: ignore[no-any-return]
+        found: Page = _compound_page_at(pfn)
+        return found
     return object_of(Page, pfn - HOST_PAGE_PFN_BASE)
 
 

@@ -24,6 +24,7 @@ from interleaf.mm.mm import Kind, Mm, PteKind, mm_alloc, mmap
 from interleaf.mm.unmap import munmap
 from interleaf.mm.vmscan import damon_young, folio_referenced, madvise_pageout, page_idle_clear_pte_refs, shrink_list
 from interleaf.runtime import Execution, World, spawn
+from tests.kvm.mapped import only_spte
 from tests.kvm.tdp.stage import Stage, run_alone
 
 DESIGNS = pytest.mark.parametrize("design", [V5_13, V5_18, V6_1, V6_12, V6_18], ids=lambda design: design.name)
@@ -140,7 +141,7 @@ def ages_while_the_guest_writes(design: Design) -> Stage:
         kvm = vm(design)
         madvise_pageout(kvm.mm, 0, 1)
         kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], read(0))
-        [(table, index)] = kvm.mm.pte[0].page.spteps  # type: ignore[union-attr]
+        table, index = only_spte(kvm, 0)
         table.spt[index] = table.spt[index] & ~VMX_EPT_DIRTY_BIT
         kvm.vcpus[0].cpu.tlb = frozenset()
         spawn(page_idle_clear_pte_refs, kvm.mm, 0, name="idle")

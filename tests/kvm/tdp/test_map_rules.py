@@ -5,12 +5,13 @@ from __future__ import annotations
 from interleaf.designs import V6_12
 from interleaf.kvm.design import Design
 from interleaf.kvm.dirty_log import kvm_vm_set_slot_flags
-from interleaf.kvm.kvm_host import KVM_MEM_LOG_DIRTY_PAGES, KvmMmuPage, KvmModule
+from interleaf.kvm.kvm_host import KVM_MEM_LOG_DIRTY_PAGES, KvmModule
 from interleaf.kvm.tdp.entries import write_spte
 from interleaf.kvm.vcpu import execute, kvm_arch_vcpu_ioctl_run, read, write
 from interleaf.kvm.zap import kvm_zap_gfn_range
 from interleaf.runtime import spawn, the
 from interleaf.scenarios.stage import make_vm
+from tests.kvm.mapped import only_spte
 
 from .stage import Stage
 
@@ -59,8 +60,7 @@ def _frozen_leaf(design: Design) -> Stage:
         kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], write(0))
         root = kvm.vcpus[0].mmu_root
         assert root is not None
-        [(table, _index)] = kvm.mm.pte[0x100].page.spteps  # type: ignore[union-attr]
-        assert isinstance(table, KvmMmuPage)
+        table, _index = only_spte(kvm, 0x100)
         write_spte(kvm, root, table, 0, 1, kvm.masks.frozen)
         kvm.vcpus[0].cpu.tlb = frozenset()
         spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], read(0), name="vcpu0")

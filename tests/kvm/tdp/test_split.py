@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import pytest
 
 from interleaf.designs import V5_18, V6_1, V6_12
@@ -64,11 +67,11 @@ def test_what_the_tlb_holds_of_a_huge_page_stays() -> None:
     assert run_alone(program)[0] == (1, 1)
 
 
-def _race(design: Design, other: object, *arguments: Value) -> Stage:
+def _race(design: Design, other: Callable[..., object], *arguments: Value) -> Stage:
     def setup() -> None:
         kvm = huge_vm(design)
         spawn(split, kvm, name="split")
-        spawn(other, *(kvm if argument == "kvm" else argument for argument in arguments), name="other")  # type: ignore[arg-type]
+        spawn(other, *(kvm if argument == "kvm" else argument for argument in arguments), name="other")
 
     return Stage(setup)
 
@@ -121,7 +124,7 @@ def test_the_root_of_an_invalidated_tree_is_left_alone() -> None:
         spawn(split, kvm, name="split")
 
     for design, rules in ((V6_12, False), (V6_12.without("split-valid-roots"), True)):
-        stage = Stage(lambda design=design: setup(design))  # type: ignore[misc]
+        stage = Stage(functools.partial(setup, design))
         assert stage.until("admin", "write_unlock", "kvm_mmu_zap_all_fast")
         stage.finish("split")
         split_it = any("-> table" in line and line.startswith("split") for line in stage.story)

@@ -21,6 +21,7 @@ from interleaf.kvm.trace import SpteChanged
 from interleaf.linux.rcu import rcu_read_lock, rcu_read_unlock
 from interleaf.linux.rwlock import read_lock, read_unlock, write_lock, write_unlock
 from interleaf.runtime import spawn, trace
+from tests.kvm.mapped import page_behind
 
 from .stage import Stage, make_vm, populate, run_alone, traced
 
@@ -35,13 +36,13 @@ def _zap_leafs(design: Design, start: int, end: int, invalid: bool) -> tuple[boo
     kvm = make_vm(design, (8, 9, 10))
     populate(kvm)
     root = _root(kvm)
-    pages = tuple(kvm.mm.pte[gfn].page for gfn in kvm.named_gfns)
+    pages = tuple(page_behind(kvm, gfn) for gfn in kvm.named_gfns)
     write_lock(kvm.mmu_lock)
     if invalid:
         root.role = root.role.invalidated()
     flush = tdp_mmu_zap_leafs(kvm, root, start, end, False, False)
     write_unlock(kvm.mmu_lock)
-    return flush, tuple(bool(page.spteps) for page in pages)  # type: ignore[union-attr]
+    return flush, tuple(bool(page.spteps) for page in pages)
 
 
 def test_leafs_of_the_range_are_zapped_and_no_others() -> None:
