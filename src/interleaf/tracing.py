@@ -158,7 +158,7 @@ def compare_with(path: Path, design: str, snapshots: Path | None, json: Path | N
         print_comparison(console_for(stderr=False), entry)
     if not result.equal:
         return CONTRADICTED
-    return FITS if result.whole else INCOMPLETE
+    return INCOMPLETE if result.gaps else FITS
 
 
 @app.command(

@@ -55,6 +55,30 @@ def _mutated(tmp_path: Path, name: str, old: str, new: str) -> tuple[Path, int]:
     return path, number + 1
 
 
+def _without(tmp_path: Path, name: str, word: str) -> Path:
+    """A copy of a trace without the lines that have `word`."""
+    lines = gzip.decompress(trace_of(name).read_bytes()).decode().splitlines()
+    path = tmp_path / "without.trace"
+    path.write_text("\n".join(line for line in lines if word not in line) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("word", ["SLOT ", "tracing_mark_write"])
+def test_a_trace_that_does_not_tell_of_the_vm_does_not_fit(tmp_path: Path, word: str) -> None:
+    result = compare_trace(_without(tmp_path, "6.12/icount/w01_demand", word), load("v6.12"))
+    assert result.divergent == result.events > 0
+    assert "no memslot was set" in result.divergences[0].reason
+
+
+def test_what_was_not_compared_is_told(tmp_path: Path) -> None:
+    name = "6.12/icount/w01_demand"
+    result = compare_trace(_without(tmp_path, name, " SNAP "), load("v6.12"), snapshots_of(trace_of(name)))
+    assert result.equal
+    assert result.gaps == ["the trace did not come to the snapshots 1, 2"]
+    nothing = compare_trace(_without(tmp_path, name, "kvm_"), load("v6.12"))
+    assert nothing.gaps == ["the trace has no event to compare"]
+
+
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [

@@ -119,9 +119,10 @@ class Comparison:
 
     def _compare(self, event: records.Event) -> None:
         """The kernel did something: so must the model."""
-        if self.driver.kvm is None:
-            return
         self.result.events += 1
+        if self.driver.kvm is None:
+            self._diverge(event, "the trace has not told of the VM: no memslot was set before this")
+            return
         flow = self._flow(event.task.pid)
         self._reveal(flow, event)
         record = event.record
@@ -358,8 +359,10 @@ class Comparison:
             self._settle(pid, event)
             self._change_slot(event, change)
             return
-        flow = self._flow(pid)
         driver = self.driver
+        if driver.kvm is None:
+            return
+        flow = self._flow(pid)
         match marker.word:
             case "GET_DIRTY_LOG":
                 self._settle(pid, event)
@@ -485,5 +488,11 @@ def compare_trace(path: Path, design: Design, snapshots: Path | None = None) -> 
     found = {} if snapshots is None else {snapshot.number: snapshot for snapshot in read_snapshots(snapshots)}
     trace = Trace(path)
     result = Comparison(design, options, found).run(trace)
-    result.whole = trace.account.whole
+    if not trace.account.whole:
+        result.gaps.append("the trace could not be read whole, or has lost events")
+    if not result.events:
+        result.gaps.append("the trace has no event to compare")
+    missed = sorted(set(found) - {snapshot.number for snapshot in result.snapshots})
+    if missed:
+        result.gaps.append(f"the trace did not come to the snapshots {', '.join(map(str, missed))}")
     return result

@@ -41,8 +41,8 @@ class Result:
     """What the comparison has found."""
 
     design: str
-    whole: bool = True
-    """Could all of the trace be read, and are no events lost?"""
+    gaps: list[str] = field(default_factory=list)
+    """What was not compared, and why: with any, that nothing diverges proves little."""
     events: int = 0
     """Reactions of the kernel in the trace."""
     matched: int = 0

@@ -43,6 +43,7 @@ def compare_document(path: Path, result: Result) -> Json:
         "explanations": {str(rule): count for rule, count in result.explained.most_common()},
         "divergent": result.divergent,
         "resynchronised": result.resynchronised,
+        "gaps": result.gaps,
         "snapshots_equal": result.snapshots_equal,
         "snapshots_different": result.snapshots_different,
         "snapshots": [
@@ -81,6 +82,8 @@ def print_comparison(console: Console, entry: Json) -> None:
     for snapshot in entry["snapshots"]:
         for text in snapshot["differences"][:3]:
             line(f"    snapshot {snapshot['id']} ({snapshot['label']}): {text}")
+    for gap in entry["gaps"]:
+        line(f"  incomplete: {gap}", "yellow")
     first = entry["first_divergence"]
     if first is not None:
         line(f"\nthe first divergence is at line {first['line']:,}: {first['reason']}", "bold")
