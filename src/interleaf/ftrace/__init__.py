@@ -14,7 +14,7 @@
 * `series`     counting over time in bounded memory;
 * `summary`    what a person wants to know of a trace;
 * `compare`    the model, driven by a trace, beside what the kernel did, by `options`, `host`, `programs`, `drive`,
-               `matching`, `walks` and `outcome`;
+               `matching`, `lookups`, `walks`, `divergences` and `outcome`;
 * `tracefs`, `record`  making such a trace on a live host.
 
 A trace is never trusted: events may be lost, lines cut or mixed with other text, kernels newer than this program.

@@ -9,48 +9,30 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from interleaf.hw.page_table import PG_LEVEL_4K, index_of
 from interleaf.hw.platform import Paging
 from interleaf.kvm.design import Design
-from interleaf.kvm.kvm_host import KVM_PFN_NOSLOT, KvmMmuPage, KvmParams, KvmVcpu
-from interleaf.kvm.tdp.spte import is_host_writable_spte
+from interleaf.kvm.kvm_host import KvmMmuPage, KvmParams, KvmVcpu
 
 from . import records
+from .divergences import Divergences
 from .drive import Driver, Reaction, Thread
+from .lookups import Flow, Lookups
 from .matching import Frames, Rule, kind_of, mismatch, show
 from .options import Options, options_of
-from .outcome import Divergence, Result, text_of
+from .outcome import Result
 from .reader import Trace
 from .snapshots import Snapshot, read_snapshots, snapshot_number
-from .spte import EPT, NPT, PRESENT, is_leaf, points_to_table
+from .spte import EPT, NPT
 from .stimuli import Marker, SlotChange, Slots, marker_of, slot_change_of
-from .walks import compare_tables, first_frame
+from .walks import compare_tables
 
 AHEAD = 4096
 """Events that are looked at before they are compared, to know what the host decided."""
 
 GIVE_UP = 20
 """Divergences after which the model is not driven any further: all later events count as divergent."""
-
-BEFORE = 12
-"""Events that are kept to show what came before a divergence."""
-
-
-@dataclass(slots=True)
-class _Flow:
-    """What one thread of the trace is doing."""
-
-    thread: Thread
-    nested: list[Thread] = field(default_factory=list)
-    """Threads that do what interrupts it: a notifier inside a fault."""
-    fault_hva: int | None = None
-    """A fault waits for the trace to say what the host has there."""
-    next: tuple[object, ...] | None = None
-    """What it will do when it reacts again."""
-    vcpu: int = 0
 
 
 class Comparison:
@@ -63,11 +45,12 @@ class Comparison:
         self._params = list(options.vms)
         self._layout = NPT if options.platform.paging is Paging.NPT else EPT
         self._snapshots = snapshots
-        self._flows: dict[int, _Flow] = {}
+        self._flows: dict[int, Flow] = {}
         self._slots = Slots()
-        self._before: deque[records.Event] = deque(maxlen=BEFORE)
         self._ahead: deque[records.Event] = deque()
         self._closing = False
+        self._divergences = Divergences(self.driver, self.frames, self.result)
+        self._lookups = Lookups(self.driver, self.frames, self._slots, self._ahead)
 
     def run(self, events: Iterable[records.Event]) -> Result:
         """Compare a whole trace."""
@@ -91,7 +74,7 @@ class Comparison:
             self.result.events += reaction
             self.result.divergent += reaction
             return
-        self._before.append(event)
+        self._divergences.note(event)
         record = event.record
         pid = event.task.pid
         if kind_of(record) is not None:
@@ -111,10 +94,10 @@ class Comparison:
             case records.Kprobe(symbol="svm_load_mmu_pgd"):
                 self._load_pgd(event, record)
 
-    def _flow(self, pid: int) -> _Flow:
+    def _flow(self, pid: int) -> Flow:
         flow = self._flows.get(pid)
         if flow is None:
-            flow = self._flows[pid] = _Flow(self.driver.thread())
+            flow = self._flows[pid] = Flow(self.driver.thread())
         return flow
 
     def _compare(self, event: records.Event) -> None:
@@ -124,7 +107,7 @@ class Comparison:
             self._diverge(event, "the trace has not told of the VM: no memslot was set before this")
             return
         flow = self._flow(event.task.pid)
-        self._reveal(flow, event)
+        self._lookups.reveal(flow, event)
         record = event.record
         rules: list[Rule] = []
         if isinstance(record, records.KvmTdpMmuSpteChanged):
@@ -139,12 +122,12 @@ class Comparison:
         reaction = self._next_reaction(flow, event)
         if reaction is None:
             self._diverge(event, "the model does nothing more here" + self._why())
-            self._follow(event)
+            self._divergences.follow(event)
             return
         wrong = mismatch(event, reaction, self.frames, rules)
         if wrong is not None:
             self._diverge(event, wrong)
-            self._follow(event)
+            self._divergences.follow(event)
         elif rules:
             self.result.explained[rules[-1]] += 1
         else:
@@ -154,7 +137,7 @@ class Comparison:
         found = "; ".join(self.driver.violations[-2:])
         return f" ({found})" if found else ""
 
-    def _next_reaction(self, flow: _Flow, event: records.Event) -> Reaction | None:
+    def _next_reaction(self, flow: Flow, event: records.Event) -> Reaction | None:
         driver = self.driver
         while flow.nested:
             if driver.advance(flow.nested[-1]):
@@ -170,7 +153,7 @@ class Comparison:
         self._begin_unmarked(flow, event)
         return driver.reactions.popleft() if driver.advance(flow.thread) else None
 
-    def _begin_unmarked(self, flow: _Flow, event: records.Event) -> None:
+    def _begin_unmarked(self, flow: Flow, event: records.Event) -> None:
         """A thread reacts to something that the trace does not name."""
         record = event.record
         if flow.next is not None:
@@ -179,9 +162,9 @@ class Comparison:
             return
         vcpu = self.driver.vcpu(flow.vcpu)
         if isinstance(record, records.KvmMmuSpteRequested):
-            self._expect_page(flow, record.gfn)
+            self._lookups.begin(flow, record.gfn)
             self.driver.begin(flow.thread, "prefault", vcpu, record.gfn, 1)
-            self._reveal(flow, event)
+            self._lookups.reveal(flow, event)
         else:
             self.driver.begin(flow.thread, "enter", vcpu)
 
@@ -196,11 +179,11 @@ class Comparison:
             self.driver.give_back(nested)
         flow.nested.clear()
 
-    def _finish(self, flow: _Flow, thread: Thread, event: records.Event | None) -> None:
+    def _finish(self, flow: Flow, thread: Thread, event: records.Event | None) -> None:
         driver = self.driver
         if thread is flow.thread and flow.fault_hva is not None and not driver.idle(thread):
             driver.finish(thread)
-            self._no_page(flow, event)
+            self._lookups.end(flow, event)
         while not driver.idle(thread):
             if driver.advance(thread):
                 self._surplus(driver.reactions.popleft(), event)
@@ -210,15 +193,6 @@ class Comparison:
                 if thread is flow.thread:
                     flow.thread = driver.thread()  # the other one waits for ever
                 return
-
-    def _no_page(self, flow: _Flow, event: records.Event | None) -> None:
-        """A fault ends, and has asked for no page."""
-        hva, flow.fault_hva = flow.fault_hva, None
-        assert hva is not None
-        if event is not None and isinstance(event.record, records.KvmUserspaceExit):
-            self.driver.host.refuse(hva)
-        else:
-            self.driver.host.show(hva, 0, PG_LEVEL_4K, True)
 
     def _surplus(self, reaction: Reaction, event: records.Event | None) -> None:
         if event is not None:
@@ -234,52 +208,10 @@ class Comparison:
         flow.vcpu = record.vcpu_id or 0
         vcpu = self._ready(flow, event)
         gfn = record.fault_address >> 12
-        self._expect_page(flow, gfn)
+        self._lookups.begin(flow, gfn)
         self.driver.begin(flow.thread, "fault", vcpu, gfn, record.error_code)
 
-    def _expect_page(self, flow: _Flow, gfn: int) -> None:
-        hva = self._hva(gfn)
-        flow.fault_hva = hva
-        if hva is not None:
-            self.driver.host.wait(hva)
-
-    def _hva(self, gfn: int) -> int | None:
-        for slot in self._slots.slots.values():
-            if slot.gpa >> 12 <= gfn < (slot.gpa + slot.size) >> 12:
-                return (slot.hva >> 12) + gfn - (slot.gpa >> 12)
-        return None
-
-    def _reveal(self, flow: _Flow, event: records.Event) -> None:
-        """The trace shows which page a fault has found."""
-        record = event.record
-        if not isinstance(record, records.KvmMmuSpteRequested) or flow.fault_hva is None:
-            return
-        if record.pfn == KVM_PFN_NOSLOT:
-            return
-        hva, flow.fault_hva = flow.fault_hva, None
-        self.driver.host.show(hva, record.pfn, record.level, self._writable(event, record))
-
-    def _writable(self, event: records.Event, record: records.KvmMmuSpteRequested) -> bool:
-        """May the host's page be written? The SPTE that is made for it tells."""
-        kvm = self.driver.kvm
-        assert kvm is not None
-        for later in self._ahead:
-            if later.task.pid != event.task.pid:
-                continue
-            found = later.record
-            if isinstance(found, records.KvmEntry | records.KvmUserspaceExit | records.KvmMmuSpteRequested):
-                break
-            if isinstance(found, records.KvmMmuSetSpte) and found.spte & PRESENT:
-                return is_host_writable_spte(kvm.masks, found.spte)
-            if (
-                isinstance(found, records.KvmTdpMmuSpteChanged)
-                and found.new_spte & PRESENT
-                and is_leaf(found.new_spte, found.level)
-            ):
-                return is_host_writable_spte(kvm.masks, found.new_spte)
-        return True
-
-    def _ready(self, flow: _Flow, event: records.Event) -> KvmVcpu:
+    def _ready(self, flow: Flow, event: records.Event) -> KvmVcpu:
         """The thread's vCPU, with all done that there is to do before it enters the guest."""
         vcpu = self.driver.vcpu(flow.vcpu)
         if self.driver.must_prepare(vcpu):
@@ -322,7 +254,7 @@ class Comparison:
             return
         self._inside(flow, event, command)
 
-    def _inside(self, flow: _Flow, event: records.Event, command: tuple[object, ...]) -> None:
+    def _inside(self, flow: Flow, event: records.Event, command: tuple[object, ...]) -> None:
         """Do something in a thread, inside of whatever it is doing."""
         driver = self.driver
         while flow.nested:
@@ -418,68 +350,12 @@ class Comparison:
             driver.begin(flow.thread, "move slot", driver.kvm, change.slot, base)
         elif old.flags != change.flags:
             if not change.flags & 1:
-                self._find_huge_pages(event, change)
+                self._lookups.find_huge_pages(event, change)
             driver.begin(flow.thread, "set flags", driver.kvm, change.slot, change.flags)
 
-    def _find_huge_pages(self, event: records.Event, change: SlotChange) -> None:
-        """Logging ends, and KVM asks the host where it has huge pages: tables that are dropped show where it has."""
-        offset = (change.hva >> 12) - (change.gpa >> 12)
-        for later in self._ahead:
-            marker = marker_of(later)
-            if later.task.pid == event.task.pid and marker is not None:
-                return
-            found = later.record
-            if (
-                isinstance(found, records.KvmTdpMmuSpteChanged)
-                and later.task.pid == event.task.pid
-                and points_to_table(found.old_spte, found.level)
-            ):
-                pfn = first_frame(self.driver, self.frames, found.gfn, found.level)
-                if pfn is not None:
-                    self.driver.host.show_huge(found.gfn + offset, found.level, pfn)
-
-    # after a divergence
-
     def _diverge(self, event: records.Event, reason: str) -> None:
-        self.result.divergent += 1
-        if len(self.result.divergences) < 20:
-            before = tuple(f"{e.line}: {e.task.comm}-{e.task.pid} {e.name}: {text_of(e)}" for e in self._before)
-            flow = self._flows.get(event.task.pid)
-            thread = (flow.nested or [flow.thread])[-1] if flow is not None else None
-            doing = "" if thread is None or not thread.command else f"{thread.command[0]}"
-            site = "" if thread is None else self.driver.site(thread)
-            self.result.divergences.append(
-                Divergence(
-                    event.line,
-                    f"{event.name}: {text_of(event)}",
-                    reason,
-                    before,
-                    f"{doing}, in {site}" if doing else "nothing",
-                    self.driver.rules()[:8],
-                    self._entries(event),
-                )
-            )
-
-    def _entries(self, event: records.Event) -> tuple[str, ...]:
-        record = event.record
-        if not isinstance(record, records.KvmTdpMmuSpteChanged):
-            return ()
-        return tuple(
-            f"{sp.name}: {self.frames.spte(self.driver.entry(sp, index_of(record.gfn, record.level)), record.level):x}"
-            for sp in self.driver.tables_at(record.level, record.gfn)
-        )
-
-    def _follow(self, event: records.Event) -> None:
-        """Make the model's entry what the trace says, so that what comes later can still be compared."""
-        record = event.record
-        if not isinstance(record, records.KvmTdpMmuSpteChanged) or points_to_table(record.new_spte, record.level):
-            return
-        index = index_of(record.gfn, record.level)
-        for sp in self.driver.tables_at(record.level, record.gfn):
-            entry = self.driver.entry(sp, index)
-            if not points_to_table(entry, record.level) and entry == record.old_spte:
-                self.driver.set_entry(sp, index, record.new_spte)
-                self.result.resynchronised += 1
+        flow = self._flows.get(event.task.pid)
+        self._divergences.add(event, reason, (flow.nested or [flow.thread])[-1] if flow is not None else None)
 
 
 def compare_trace(path: Path, design: Design, snapshots: Path | None = None) -> Result:

@@ -1,0 +1,114 @@
+"""What the host has behind the guest's memory, as the trace shows it: the model's host is made to look like that.
+
+A fault asks the host for a page. Which frame it gets, by an entry of which level, and whether it may be written is for
+the host to decide, so it is taken from what the kernel did with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from interleaf.hw.page_table import PG_LEVEL_4K
+from interleaf.kvm.kvm_host import KVM_PFN_NOSLOT
+from interleaf.kvm.tdp.spte import is_host_writable_spte
+
+from . import records
+from .drive import Driver, Thread
+from .matching import Frames
+from .spte import PRESENT, is_leaf, points_to_table
+from .stimuli import SlotChange, Slots, marker_of
+from .walks import first_frame
+
+
+@dataclass(slots=True)
+class Flow:
+    """What one thread of the trace is doing."""
+
+    thread: Thread
+    nested: list[Thread] = field(default_factory=list)
+    """Threads that do what interrupts it: a notifier inside a fault."""
+    fault_hva: int | None = None
+    """A fault waits for the trace to say what the host has there."""
+    next: tuple[object, ...] | None = None
+    """What it will do when it reacts again."""
+    vcpu: int = 0
+
+
+class Lookups:
+    """What faults find in the host. `ahead` are the events that come next."""
+
+    def __init__(self, driver: Driver, frames: Frames, slots: Slots, ahead: Iterable[records.Event]) -> None:
+        self.driver = driver
+        self.frames = frames
+        self._slots = slots
+        self._ahead = ahead
+
+    def begin(self, flow: Flow, gfn: int) -> None:
+        """A fault on `gfn` begins: it waits for the trace to show what the host has there."""
+        hva = self._hva(gfn)
+        flow.fault_hva = hva
+        if hva is not None:
+            self.driver.host.wait(hva)
+
+    def reveal(self, flow: Flow, event: records.Event) -> None:
+        """The trace shows which page a fault has found."""
+        record = event.record
+        if not isinstance(record, records.KvmMmuSpteRequested) or flow.fault_hva is None:
+            return
+        if record.pfn == KVM_PFN_NOSLOT:
+            return
+        hva, flow.fault_hva = flow.fault_hva, None
+        self.driver.host.show(hva, record.pfn, record.level, self._writable(event, record))
+
+    def end(self, flow: Flow, event: records.Event | None) -> None:
+        """A fault ends, and has asked for no page."""
+        hva, flow.fault_hva = flow.fault_hva, None
+        assert hva is not None
+        if event is not None and isinstance(event.record, records.KvmUserspaceExit):
+            self.driver.host.refuse(hva)
+        else:
+            self.driver.host.show(hva, 0, PG_LEVEL_4K, True)
+
+    def find_huge_pages(self, event: records.Event, change: SlotChange) -> None:
+        """Logging ends, and KVM asks the host where it has huge pages: tables that are dropped show where it has."""
+        offset = (change.hva >> 12) - (change.gpa >> 12)
+        for later in self._ahead:
+            marker = marker_of(later)
+            if later.task.pid == event.task.pid and marker is not None:
+                return
+            found = later.record
+            if (
+                isinstance(found, records.KvmTdpMmuSpteChanged)
+                and later.task.pid == event.task.pid
+                and points_to_table(found.old_spte, found.level)
+            ):
+                pfn = first_frame(self.driver, self.frames, found.gfn, found.level)
+                if pfn is not None:
+                    self.driver.host.show_huge(found.gfn + offset, found.level, pfn)
+
+    def _hva(self, gfn: int) -> int | None:
+        for slot in self._slots.slots.values():
+            if slot.gpa >> 12 <= gfn < (slot.gpa + slot.size) >> 12:
+                return (slot.hva >> 12) + gfn - (slot.gpa >> 12)
+        return None
+
+    def _writable(self, event: records.Event, record: records.KvmMmuSpteRequested) -> bool:
+        """May the host's page be written? The SPTE that is made for it tells."""
+        kvm = self.driver.kvm
+        assert kvm is not None
+        for later in self._ahead:
+            if later.task.pid != event.task.pid:
+                continue
+            found = later.record
+            if isinstance(found, records.KvmEntry | records.KvmUserspaceExit | records.KvmMmuSpteRequested):
+                break
+            if isinstance(found, records.KvmMmuSetSpte) and found.spte & PRESENT:
+                return is_host_writable_spte(kvm.masks, found.spte)
+            if (
+                isinstance(found, records.KvmTdpMmuSpteChanged)
+                and found.new_spte & PRESENT
+                and is_leaf(found.new_spte, found.level)
+            ):
+                return is_host_writable_spte(kvm.masks, found.new_spte)
+        return True
