@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from interleaf.ftrace.changes import Explained
 from interleaf.ftrace.reader import Trace
-from interleaf.ftrace.reconstruct import Explained, Reconstruction
+from interleaf.ftrace.reconstruct import Reconstruction
 from interleaf.ftrace.records import KvmMmuPage
 from interleaf.ftrace.snapshots import compare, read_snapshots, snapshot_number
 from interleaf.ftrace.spte import Change

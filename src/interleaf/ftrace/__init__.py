@@ -9,6 +9,8 @@
 * `spte`       what can be seen of an entry without knowing the machine;
 * `tables`     page tables as a trace tells of them;
 * `tasks`      what each task was doing when an event of its appeared;
+* `changes`    one change of an entry, and what is told of it;
+* `fitting`    which table such a change can be about;
 * `reconstruct` the page tables at any moment, with a check that each event fits what came before;
 * `snapshots`  walks through the real page tables, and their comparison with what was reconstructed;
 * `series`     counting over time in bounded memory;

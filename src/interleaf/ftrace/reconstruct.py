@@ -17,12 +17,11 @@ An event names no root. With several roots in one address space it is told apart
 
 from __future__ import annotations
 
-import enum
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from .changes import Applied, Contradiction, Explained, Wanted
+from .fitting import fits, misfit, unlikely
 from .records import (
     Event,
     FastPageFault,
@@ -40,7 +39,6 @@ from .spte import (
     LARGE,
     NON_PRESENT,
     PRESENT,
-    Change,
     Layout,
     change,
     layout_of,
@@ -58,67 +56,6 @@ KEPT = 100
 
 RETRIES = 64
 """Events that wait at the same time."""
-
-
-class Explained(enum.StrEnum):
-    """Why an event fits although the trace did not say so."""
-
-    AD_BITS = "the CPU set A or D bits"
-    THAWED = "a frozen entry became non-present without an event (up to v6.9)"
-    FAST_PAGE_FAULT = "fast_page_fault changed an entry, and its own event says so"
-    SPLIT_CHILDREN = "entries of a table that replaced a huge page, filled without events"
-    SPLIT_EXECUTABLE = "such entries were made executable besides (NX huge pages)"
-    SWAPPED = "two CPUs' events appear in the wrong order"
-    ROOTS = "several tables fitted, and the task told which one is meant"
-    LOST_RACE = "a table was allocated and lost the race to be linked"
-    UNSEEN = "the entry was made before the trace began, or while events were lost"
-
-
-class Applied(NamedTuple):
-    """A change of an entry, put in its place."""
-
-    event: Event
-    table: Table
-    position: int
-    """Index of the entry in the table."""
-    old: int
-    new: int
-    change: Change
-    doing: Doing
-    """What the task was doing that made it."""
-    invalid: bool
-    """Under a root that is invalid."""
-
-
-@dataclass(frozen=True, slots=True)
-class Contradiction:
-    """An event that cannot be, after all that came before."""
-
-    event: Event
-    text: str
-
-    def __str__(self) -> str:
-        return f"line {self.event.line}: {self.text}"
-
-
-class _Wanted(NamedTuple):
-    """A change whose table is sought."""
-
-    event: Event
-    as_id: int | None
-    gfn: int
-    level: int | None
-    """None: fast_page_fault does not say."""
-    old: int
-    new: int
-    doing: Doing
-
-
-@dataclass(slots=True, eq=False)
-class _Removal:
-    """Tables that a task has disconnected and is emptying now."""
-
-    tables: list[Table] = field(default_factory=list)
 
 
 class Reconstruction:
@@ -140,10 +77,11 @@ class Reconstruction:
         """May there be tables that the trace does not tell of?"""
         self._began = False
         self._created: list[tuple[int, Table]] = []
-        self._removals: dict[int, _Removal] = {}
+        self._removals: dict[int, list[Table]] = {}
+        """By task: tables that it has disconnected and is emptying now."""
         self._last: dict[int, Table] = {}
         self._allocated: dict[int, set[tuple[int, int]]] = {}
-        self._waiting: list[tuple[int, _Wanted]] = []
+        self._waiting: list[tuple[int, Wanted]] = []
         self._number = 0
 
     # what is asked
@@ -187,13 +125,13 @@ class Reconstruction:
             if not self._began:
                 self._began = True
                 self.unseen = not self.tables.roots
-            done = self._apply(_Wanted(event, as_id, gfn, level, old, new, doing), state)
+            done = self._apply(Wanted(event, as_id, gfn, level, old, new, doing), state)
         elif isinstance(record, FastPageFault):
             if not record.fixed:
                 return ()
             state = self.tasks.of(event.task.pid)
             gfn = record.cr2_or_gpa >> 12
-            done = self._apply(_Wanted(event, None, gfn, None, record.old_spte, record.new_spte, Doing.FAULT), state)
+            done = self._apply(Wanted(event, None, gfn, None, record.old_spte, record.new_spte, Doing.FAULT), state)
         else:
             self._note(event)
             done = None
@@ -209,7 +147,7 @@ class Reconstruction:
 
     # one change
 
-    def _apply(self, wanted: _Wanted, state: TaskState) -> Applied | None:
+    def _apply(self, wanted: Wanted, state: TaskState) -> Applied | None:
         """Put a change in its place; None if it does not fit (yet)."""
         table = self._table_for(wanted, state)
         if table is None:
@@ -217,7 +155,7 @@ class Reconstruction:
             return None
         return self._put(wanted, table)
 
-    def _put(self, wanted: _Wanted, table: Table) -> Applied:
+    def _put(self, wanted: Wanted, table: Table) -> Applied:
         event, old, new = wanted.event, wanted.old, wanted.new
         level = table.level
         index = index_of(level, wanted.gfn)
@@ -248,7 +186,7 @@ class Reconstruction:
             if child is not None:
                 child.detached = True
                 child.invalid = table.root().invalid
-                self._removals.setdefault(event.task.pid, _Removal()).tables.append(child)
+                self._removals.setdefault(event.task.pid, []).append(child)
             if table.parent is None and not any(spte & PRESENT for spte in table.entries.values()):
                 self.tables.retire(table, event.time)
         if now:
@@ -292,30 +230,9 @@ class Reconstruction:
         if table.read(index) != old:
             self.explained[Explained.AD_BITS] += 1
 
-    def _fits(self, table: Table, index: int, old: int) -> bool:
-        """Can the entry have been `old`?"""
-        stored = table.entries.get(index)
-        if stored is None:
-            if table.huge is None:
-                return old in NON_PRESENT or not table.sure
-            stored = table.read(index) or 0
-            if self.layout is not None and self._differ_by_hardware(self.layout.executable(stored), old):
-                return True
-        if stored == old:
-            return True
-        if stored in FROZEN or stored in NON_PRESENT:
-            return old in NON_PRESENT or not table.sure
-        return self._differ_by_hardware(stored, old) or not table.sure
-
-    def _differ_by_hardware(self, stored: int, old: int) -> bool:
-        """Is `old` what `stored` becomes when the CPU sets A and D bits?"""
-        if self.layout is None or not stored & PRESENT:
-            return stored == old
-        return stored | (old & self.layout.volatile) == old
-
     # which table
 
-    def _table_for(self, wanted: _Wanted, state: TaskState) -> Table | None:
+    def _table_for(self, wanted: Wanted, state: TaskState) -> Table | None:
         if wanted.level is None:
             return self._leaf_for(wanted, state)
         as_id, gfn, level, old = wanted.as_id or 0, wanted.gfn, wanted.level, wanted.old
@@ -324,56 +241,39 @@ class Reconstruction:
         pid = wanted.event.task.pid
         removal = self._removals.get(pid)
         if removal is not None:
-            for table in reversed(removal.tables):
-                if table in candidates and table.until is None and self._fits(table, index, old):
+            for table in reversed(removal):
+                if table in candidates and table.until is None and fits(self.layout, table, index, old):
                     return table
             self._end_removal(pid, removal, wanted.event)
         if len(candidates) == 1:
             table = candidates[0]
-            if self._fits(table, index, old):
+            if fits(self.layout, table, index, old):
                 return table
-        fitting = [table for table in candidates if self._fits(table, index, old)]
+        fitting = [table for table in candidates if fits(self.layout, table, index, old)]
         if not fitting:
             return self._unseen_table(wanted) if self.unseen and not candidates else None
         if len(fitting) > 1:
             self.explained[Explained.ROOTS] += 1
-            fitting.sort(key=lambda table: self._unlikely(table, index, old, state, pid))
+            fitting.sort(key=lambda table: unlikely(table, index, old, state, self._last.get(pid)))
         return fitting[0]
 
-    def _unlikely(self, table: Table, index: int, old: int, state: TaskState, pid: int) -> tuple[int | bool, ...]:
-        """A key by which the likeliest of several fitting tables comes first."""
-        root = table.root()
-        last = self._last.get(pid)
-        exact = (table.read(index) or 0) == old or (table.read(index) is None and old in NON_PRESENT)
-        return (
-            table.until is not None,
-            root.detached,
-            state.doing is Doing.FAULT and root.invalid,
-            state.doing is Doing.FAULT and state.root is not None and root.pfn != state.root,
-            state.doing is Doing.ZAP_ALL and not root.invalid,
-            not table.sure,
-            not exact,
-            last is None or last.root() is not root,
-            -root.since,
-        )
-
-    def _leaf_for(self, wanted: _Wanted, state: TaskState) -> Table | None:
+    def _leaf_for(self, wanted: Wanted, state: TaskState) -> Table | None:
         """The table of the leaf that fast_page_fault has changed."""
         roots = [root for root in reversed(self.tables.roots) if not root.invalid]
         roots.sort(key=lambda root: state.root is None or root.pfn != state.root)
         for root in roots:
             table, index, spte = self.tables.walk(root, wanted.gfn)
-            if spte is not None and self._fits(table, index, wanted.old):
+            if spte is not None and fits(self.layout, table, index, wanted.old):
                 return table
         if not self.unseen:
             return None
         level = 2 if wanted.old & LARGE else 1
         for table in self.tables.by_place.get(place(0, level, wanted.gfn), ()):
-            if not table.detached and self._fits(table, index_of(level, wanted.gfn), wanted.old):
+            if not table.detached and fits(self.layout, table, index_of(level, wanted.gfn), wanted.old):
                 return table
         return self._unseen_table(wanted._replace(level=level))
 
-    def _unseen_table(self, wanted: _Wanted) -> Table:
+    def _unseen_table(self, wanted: Wanted) -> Table:
         """A table of which the trace has not told how it came to be."""
         level = wanted.level or 1
         mask = (1 << level * 9) - 1
@@ -384,12 +284,12 @@ class Reconstruction:
         self.tables.add(table)
         return table
 
-    def _end_removal(self, pid: int, removal: _Removal, event: Event) -> None:
+    def _end_removal(self, pid: int, removal: list[Table], event: Event) -> None:
         """The task does something else: what it has disconnected is empty now, and will be freed.
 
         KVM freezes each entry of such a table, or, under mmu_lock for write, each that is not empty already.
         """
-        for table in removal.tables:
+        for table in removal:
             if table.until is None and table.sure and not self._waiting:
                 left = [index for index, spte in table.items() if spte & PRESENT]
                 if not left and table.frozen_empty:
@@ -405,7 +305,7 @@ class Reconstruction:
 
     # what does not fit
 
-    def _wait(self, wanted: _Wanted) -> None:
+    def _wait(self, wanted: Wanted) -> None:
         self._waiting.append((self._number, wanted))
         if len(self._waiting) > RETRIES:
             self._misfit(self._waiting.pop(0)[1])
@@ -431,17 +331,9 @@ class Reconstruction:
                     self._misfit(wanted)
         return found
 
-    def _misfit(self, wanted: _Wanted) -> None:
-        where = "" if wanted.level is None else f", level {wanted.level}"
-        level = wanted.level or 1
-        known = [
-            f"{table.read(index_of(level, wanted.gfn)) or 0:x}"
-            for table in self.tables.by_place.get(place(wanted.as_id or 0, level, wanted.gfn), ())
-        ]
-        before = f"the trace said {' or '.join(known)}" if known else "the trace knows of no table there"
-        self._contradict(
-            wanted.event, f"gfn {wanted.gfn:x}{where} changes from {wanted.old:x} to {wanted.new:x}, but {before}"
-        )
+    def _misfit(self, wanted: Wanted) -> None:
+        there = place(wanted.as_id or 0, wanted.level or 1, wanted.gfn)
+        self._contradict(wanted.event, misfit(wanted, self.tables.by_place.get(there, ())))
 
     def _contradict(self, event: Event, text: str) -> None:
         self.contradicted += 1

@@ -10,8 +10,9 @@ from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from .changes import Applied
 from .reader import Account
-from .reconstruct import Applied, Reconstruction
+from .reconstruct import Reconstruction
 from .records import (
     Event,
     FastPageFault,
