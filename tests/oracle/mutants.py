@@ -14,12 +14,13 @@ from unittest import mock
 
 from interleaf.explore import footprint as modes
 from interleaf.explore.bounded import BoundedSearch
+from interleaf.explore.branches import Frame
 from interleaf.explore.footprint import DEPENDS, INSIDE_READ, INSIDE_WRITE, SPAN_READ, SPAN_WRITE, Footprint
 from interleaf.explore.frame import Footprint as StateFootprint
 from interleaf.explore.machine import Basic
 from interleaf.explore.path import Path
 from interleaf.explore.states import StateSearch
-from interleaf.explore.steps import StepSearch, _Frame
+from interleaf.explore.steps import StepSearch
 from interleaf.explore.waits import Wait, Waits
 from interleaf.runtime.carrier import Carrier, Op
 from interleaf.runtime.cells import Cell
@@ -34,7 +35,7 @@ from .telling import ALONE, LOST_UPDATE
 class NeverWakesSteps(StepSearch):
     """Whoever sleeps goes on sleeping, whatever happens."""
 
-    def _asleep(self, frame: _Frame, task: int, footprint: Footprint) -> dict[int, Footprint]:
+    def _asleep(self, frame: Frame, task: int, footprint: Footprint) -> dict[int, Footprint]:
         return {other: theirs for other, theirs in frame.sleep.items() if other != task}
 
 

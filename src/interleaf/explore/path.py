@@ -33,7 +33,7 @@ from interleaf.runtime.values import Value
 
 from .automaton import Node
 from .footprint import NOTHING, Footprint, Turn
-from .machine import Basic
+from .machine import Basic, Machine
 from .waits import Wait
 
 
@@ -91,6 +91,25 @@ class Race(NamedTuple):
     """Tasks, as a bit set; -1: each of them is to be run."""
     first: int
     """The one of them that is run if none is."""
+
+
+class PathMachine(Machine):
+    """A machine that knows which tasks have ended only in this execution.
+
+    In another one with the same partial order a task may still run beside the next step, unless all that it has done
+    is ordered before that: those are the tasks in `passed`, a bit set.
+    """
+
+    passed = 0
+
+    def _beside(self, index: int) -> int:
+        super()._beside(index)
+        beside = 0
+        for other, node in enumerate(self.nodes):
+            over = node is None or node.joins >> index & 1
+            if other != index and not (over and self.passed >> other & 1):
+                beside |= 1 << other
+        return beside
 
 
 class Path:

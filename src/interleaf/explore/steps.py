@@ -35,7 +35,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from interleaf.runtime.cells import World
@@ -43,11 +42,12 @@ from interleaf.runtime.execution import Schedule, StepLimit
 from interleaf.runtime.findings import ModelError, Violation
 
 from .bounded import deadlock
+from .branches import Frame, fraction
 from .footprint import NOTHING, Footprint, LockModes, Watched, turns
 from .livelock import alternatives, spinning
-from .machine import Choices, Machine, Snapshot
+from .machine import Choices, Machine
 from .outcome import LIVELOCK, Bounds, Found, Outcome, Progress, Stopped
-from .path import Event, Path, Round
+from .path import Event, Path, PathMachine, Round
 from .scout import scout
 from .waits import NewWait, Wait, Waits
 
@@ -59,54 +59,6 @@ LARGE = 500
 
 PATIENCE = 200
 """Steps that a pass goes on at least after it has learned something, to learn more before the next one."""
-
-
-class _Machine(Machine):
-    """A machine that knows which tasks have ended only in this execution.
-
-    In another one with the same partial order a task may still run beside the next step, unless all that it has done
-    is ordered before that: those are the tasks in `passed`, a bit set.
-    """
-
-    passed = 0
-
-    def _beside(self, index: int) -> int:
-        super()._beside(index)
-        beside = 0
-        for other, node in enumerate(self.nodes):
-            over = node is None or node.joins >> index & 1
-            if other != index and not (over and self.passed >> other & 1):
-                beside |= 1 << other
-        return beside
-
-
-@dataclass(slots=True)
-class _Frame:
-    """A state on the current path, and what is to be done there."""
-
-    snapshot: Snapshot
-    key: int
-    last: int
-    """The task whose step led here."""
-    sleep: dict[int, Footprint]
-    """Tasks that need not be run here until something that they depend on has happened, with their steps."""
-    spoilt: int
-    """Tasks that ended by a fatal violation."""
-    wanted: int = 0
-    """Tasks that are to be run here."""
-    waiting: dict[int, int] = field(default_factory=dict)
-    """Tasks that cannot run here, with the cells that they looked at."""
-    rounds: dict[int, Round | None] = field(default_factory=dict)
-    """For each task, the steps that brought it back to where it was, if it is to be run only in spite of them."""
-    spinning: int = 0
-    """Tasks that would do the same again, and are not run here."""
-    eager: int = -1
-    """The only task that is run here, because it only frees what nobody may use any more."""
-    running: int = -1
-    todo: list[Choices] = field(default_factory=list)
-    """Outcomes of choices with which the running task's step is still to be made."""
-    union: Footprint = NOTHING
-    """Of the running task's step, over the outcomes that were tried."""
 
 
 class StepSearch:
@@ -138,7 +90,7 @@ class StepSearch:
         self.progress = progress
         self.stop_at_first = stop_at_first
         self.world = World(seed)
-        self.machine = _Machine(self.world, setup, reduce=discipline, foresight=discipline and foresight)
+        self.machine = PathMachine(self.world, setup, reduce=discipline, foresight=discipline and foresight)
         parts = {
             "source sets": True,
             "sleep sets": True,
@@ -150,7 +102,7 @@ class StepSearch:
         reductions = tuple(name for name, used in parts.items() if used)
         self.outcome = Outcome("steps", reductions=reductions)
         self.path = Path(self.world, eager)
-        self.stack: list[_Frame] = []
+        self.stack: list[Frame] = []
         self.on_path: dict[int, int] = {}
         """State -> position of its frame."""
         self.turning: set[int] = set()
@@ -197,7 +149,7 @@ class StepSearch:
         self.executions = 0
         self.path.clear([held.locks for held in machine.memory.held])
         self.stack.clear()
-        self.stack.append(_Frame(machine.initial, machine.key(), -1, {}, 0))
+        self.stack.append(Frame(machine.initial, machine.key(), -1, {}, 0))
         self.on_path = {machine.key(): 0}
         try:
             steps = patience = 0
@@ -225,7 +177,7 @@ class StepSearch:
             self.waits.known(),
         )
 
-    def _advance(self, frame: _Frame) -> None:
+    def _advance(self, frame: Frame) -> None:
         """Make the next step from the state on top of the stack, or leave that state."""
         if len(self.path.events) == len(self.stack):
             self.path.pop()
@@ -246,26 +198,18 @@ class StepSearch:
         if self.on_path[frame.key] == len(self.stack):
             del self.on_path[frame.key]
 
-    def _next(self, frame: _Frame) -> int:
+    def _next(self, frame: Frame) -> int:
         """The next task to run here, or -1."""
         if frame.running < 0 and not frame.wanted:
             frame.eager = self._eager(frame)
         if frame.eager >= 0:
             return frame.eager if frame.eager not in frame.sleep else -1
-        able = [
-            task
-            for task in self.machine.unfinished
-            if task not in frame.sleep
-            and task not in frame.waiting
-            and not frame.spoilt >> task & 1
-            and (not frame.wanted or frame.wanted >> task & 1)
-            and not self._spins(frame, task)
-        ]
+        able = [task for task in frame.ready(self.machine.unfinished) if not self._spins(frame, task)]
         if frame.last in able:
             return frame.last
         return able[0] if able else -1
 
-    def _eager(self, frame: _Frame) -> int:
+    def _eager(self, frame: Frame) -> int:
         """A task whose step need not be put off, or -1."""
         machine = self.machine
         if self.path.eager:
@@ -277,7 +221,7 @@ class StepSearch:
                     frame.waiting[task] = machine.memory.reads
         return -1
 
-    def _spins(self, frame: _Frame, task: int) -> bool:
+    def _spins(self, frame: Frame, task: int) -> bool:
         """Would `task` do here what it has just done, to no effect?"""
         if task not in frame.rounds:
             node = self.machine.nodes[task]
@@ -288,7 +232,7 @@ class StepSearch:
                 frame.spinning |= 1 << task
         return bool(frame.spinning >> task & 1)
 
-    def _step(self, frame: _Frame, task: int, choices: Choices) -> None:
+    def _step(self, frame: Frame, task: int, choices: Choices) -> None:
         machine, path = self.machine, self.path
         node = machine.nodes[task]
         assert node is not None
@@ -327,15 +271,8 @@ class StepSearch:
         spoilt = frame.spoilt != 0 and any(
             event.spoilt and causes >> position & 1 for position, event in enumerate(path.events)
         )
-        old = frame.snapshot.nodes
-        started = [
-            child
-            for child, its in enumerate(machine.nodes)
-            if its is not None and (child >= len(old) or old[child] is None)
-        ]
-        event = Event(
-            node, frame.snapshot.mark, footprint, changed, past, causes, machine.basic, spoilt or machine.dead, started
-        )
+        mark, ended, started = frame.snapshot.mark, spoilt or machine.dead, frame.started(machine)
+        event = Event(node, mark, footprint, changed, past, causes, machine.basic, ended, started)
         path.push(event, taken)
         outcome.depth = max(outcome.depth, len(path.events))
         if machine.violations and not spoilt:
@@ -344,14 +281,14 @@ class StepSearch:
             raise Stopped(f"an execution is longer than {self.bounds.steps} steps")
         dead = frame.spoilt | 1 << task if event.spoilt else frame.spoilt
         key = machine.key() ^ dead
-        below = _Frame(machine.snapshot(), key, task, self._asleep(frame, task, footprint), dead)
+        below = Frame(machine.snapshot(), key, task, self._asleep(frame, task, footprint), dead)
         if key in self.on_path and (machine.nodes[task] is None or not self._spins(below, task)):
             self._circle(self.on_path[key])
             return
         self.on_path.setdefault(key, len(self.stack))
         self.stack.append(below)
 
-    def _asleep(self, frame: _Frame, task: int, footprint: Footprint) -> dict[int, Footprint]:
+    def _asleep(self, frame: Frame, task: int, footprint: Footprint) -> dict[int, Footprint]:
         """Who sleeps on after a step of `task`: those whose steps do not depend on it."""
         return {
             other: theirs for other, theirs in frame.sleep.items() if other != task and not theirs.conflicts(footprint)
@@ -417,7 +354,7 @@ class StepSearch:
         if stuck:
             self._report([Violation(LIVELOCK, stuck)], self.path.schedule())
 
-    def _ended(self, frame: _Frame) -> None:
+    def _ended(self, frame: Frame) -> None:
         """No task can run, or only such as sleep."""
         machine, outcome = self.machine, self.outcome
         outcome.executions += 1
@@ -428,7 +365,7 @@ class StepSearch:
         elif not frame.sleep and not frame.spoilt:
             stuck = deadlock(machine)
             if frame.spinning:
-                stuck = Violation(LIVELOCK, self._resting(frame))
+                stuck = Violation(LIVELOCK, frame.resting())
             self._report([stuck], self.path.schedule())
         elif not frame.spoilt and not self.turning.isdisjoint(frame.sleep):
             self._stuck()  # those who go round would do so alone, but sleep
@@ -437,15 +374,6 @@ class StepSearch:
         bounds = self.bounds
         if bounds.executions is not None and outcome.executions >= bounds.executions:
             raise Stopped(f"the bound of {bounds.executions} executions was reached")
-
-    def _resting(self, frame: _Frame) -> str:
-        """Who goes round for ever and who waits, in words."""
-        words = []
-        for node in frame.snapshot.nodes:
-            if node is not None:
-                doing = "retries for ever" if node.task.index not in frame.waiting else f"waits in {node.op.name}"
-                words.append(f"{node.task} {doing} ({node.op.site[2]})")
-        return "; ".join(words)
 
     def _report(self, violations: list[Violation], schedule: Schedule) -> None:
         for violation in violations:
@@ -459,30 +387,7 @@ class StepSearch:
         if self.progress is not None:
             outcome = self.outcome
             self.progress(
-                Progress(0, outcome.transitions, outcome.executions, outcome.depth, len(outcome.found), self.fraction())
+                Progress(
+                    0, outcome.transitions, outcome.executions, outcome.depth, len(outcome.found), fraction(self.stack)
+                )
             )
-
-    def fraction(self) -> float:
-        """Share of the search tree that is finished, each branch of a state counted as equally large (Knuth 1975).
-
-        As far as it is known: branches are still being added, so it may become smaller.
-        """
-        share = 1.0
-        done = 0.0
-        for frame in self.stack:
-            if frame.running < 0:
-                break
-            over = sum(1 for task in frame.sleep if frame.wanted >> task & 1)
-            left = sum(
-                1
-                for task, node in enumerate(frame.snapshot.nodes)
-                if node is not None
-                and frame.wanted >> task & 1
-                and task != frame.running
-                and task not in frame.sleep
-                and task not in frame.waiting
-            )
-            share /= over + 1 + left
-            done += share * over
-            share /= 1 + len(frame.todo)
-        return min(done, 1.0)
