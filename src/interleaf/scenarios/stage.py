@@ -50,8 +50,8 @@ def make_vm(
 
     The guest memory is at the gfns from `base_gfn` on, which are then `kvm.gfns`. With `huge` they are the first ones
     of a huge page of 2 MiB, which the memslot consists of, and which is at HUGE_HVA. `spare_gfns` behind them are in no
-    memslot yet. `threads` is how many threads the
-    process has; each must leave by mmput() before the address space goes away.
+    memslot yet. `threads` is how many threads the process has; each must leave by mmput() before the address space
+    goes away.
     """
     mm = mm_alloc(threads)
     hva, npages = (HUGE_HVA, pages_per_entry(PG_LEVEL_2M)) if huge else (GUEST_HVA, pages)

@@ -2,16 +2,17 @@
 
 The parts, in reading order:
 
-* `spte`        what the bits of an SPTE mean, and how SPTEs are made;
-* `entries`     reading and writing SPTEs, with the checks of I3, I4 and I8;
-* `iter`        the walk over the entries of a root, which survives yields;
-* `changed`     changing an SPTE, and what follows from that;
-* `map`         mapping a page for a fault;
-* `zap`         zapping a root, or the leafs of a range, with yields;
-* `roots`       the life of a root;
-* `unmap`       zapping in all roots;
-* `wrprot`      write-protecting a memslot;
-* `tdp_mmu`     the interface for everybody else, which does what the VM's design says;
+* `masks`, `spte`     which bits an SPTE has in each format, what they mean, and how SPTEs are made;
+* `entries`           reading and writing SPTEs, with the checks of I3, I4, I8 and I11;
+* `iter`, `lockless`  walks over the entries of a root: one that survives yields, one without mmu_lock;
+* `changed`           changing an SPTE, and what follows from that;
+* `link`, `map`       new tables, and mapping a page for a fault;
+* `zap`, `unmap`      zapping a root, a table, or the leafs of a range, in one root and in all;
+* `roots`             the life of a root;
+* `wrprot`, `dirty`   protecting what maps a memslot, and clearing its dirty state;
+* `split`, `collapse` huge pages to small ones, and back;
+* `handle_gfn`, `age`, `change_pte`   the notifiers that zap nothing;
+* `tdp_mmu`           the interface for everybody else, which does what the VM's design says;
 * `ghost`, `references`   what the model remembers and checks beside, and no kernel has.
 
 The functions are those of v6.12; what other kernels do otherwise is in `interleaf.designs`.
