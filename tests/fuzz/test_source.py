@@ -47,3 +47,14 @@ def test_all_plans_can_be_written_down(plan: Plan) -> None:
     assert scenario.name == "random-scenario"
     for task in plan.tasks:
         assert task.name in text_of(plan)
+
+
+def test_a_history_is_written_down_and_happens() -> None:
+    read = next(action for action in ACTIONS if action.name == "read")
+    task = TaskPlan(Lane.VCPU, 0, (Call(read, 1),))
+    plan = Plan((task,), pages=2, populated=True, logged=True, zapped=True, nx=True, huge=True)
+    run(plan)
+    text = text_of(plan)
+    order = ["set_nx_huge_pages(True)", "populate(kvm)", "kvm_vm_set_slot_flags(kvm, 0, 1)", "kvm_zap_gfn_range(kvm,"]
+    positions = [text.index(f"    {line}") for line in order]
+    assert positions == sorted(positions)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from interleaf.designs import V6_12
+from interleaf.hw.cpu import TlbEntry
 from interleaf.kvm.kvm_host import Kvm, KvmGfnRange
 from interleaf.kvm.memslots import kvm_create_memslot
+from interleaf.kvm.mmu import kvm_mmu_reload
 from interleaf.kvm.tdp.unmap import kvm_tdp_mmu_unmap_gfn_range
 from interleaf.kvm.tlb import kvm_flush_remote_tlbs
 from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, write
@@ -101,6 +103,34 @@ def test_a_tlb_entry_that_is_left_violates_i1() -> None:
     [violation] = _unmap_with(_forgets_to_flush).violations
     assert violation.rule == "I1"
     assert "vCPU0 can still use its TLB entry" in violation.message
+
+
+def _unmap_after_a_switch(unmap: object, invalid: bool) -> list[str]:
+    """A vCPU has used the page through one root and runs on another now; which rules does an unmapping violate?"""
+    design = V6_12.derive("broken", "The notifier is broken.", (), kvm_tdp_mmu_unmap_gfn_range=unmap)
+
+    def setup() -> None:
+        kvm = make_vm(design, (0,))
+        populate(kvm)
+        [vcpu] = kvm.vcpus
+        old = vcpu.mmu_root
+        assert old is not None
+        if invalid:
+            old.role = old.role.invalidated()
+        vcpu.mmu_root, vcpu.prev_roots = None, (old, None, None)
+        kvm_mmu_reload(vcpu)
+        vcpu.cpu.tlb = frozenset({TlbEntry(old, 0, kvm.mm.pte[0].pfn, True, True, True)})
+        spawn(munmap, kvm.mm, 0, 1, name="munmap")
+
+    stage = Stage(setup)
+    stage.finish_all()
+    return [violation.rule for violation in stage.violations]
+
+
+def test_a_tlb_entry_of_a_previous_root_that_is_left_violates_i1_unless_the_root_is_invalid() -> None:
+    assert _unmap_after_a_switch(_forgets_to_flush, False) == ["I1"]
+    assert not _unmap_after_a_switch(_forgets_to_flush, True)
+    assert not _unmap_after_a_switch(kvm_tdp_mmu_unmap_gfn_range, False)
 
 
 def test_an_spte_that_is_left_violates_i1() -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from interleaf.designs import OFF_LIST, SERIES_V1, V5_13, V5_16, V5_18, V6_12
+from interleaf.explore.outcome import DATA_RACE, Bounds
+from interleaf.explore.states import StateSearch
 from interleaf.kvm.design import Design
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
 from interleaf.kvm.mmu import kvm_mmu_reload, kvm_mmu_unload
-from interleaf.kvm.tdp import tdp_mmu
+from interleaf.kvm.tdp import roots, tdp_mmu
 from interleaf.kvm.tdp.roots import ROOTS_UNDER_READ_LOCK
+from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, read
 from interleaf.kvm.vm import kvm_put_kvm
 from interleaf.kvm.zap import set_nx_huge_pages
+from interleaf.linux.atomic import WRITE_ONCE
 from interleaf.linux.list import list_for_each_entry
 from interleaf.linux.refcount import refcount_inc, refcount_read
 from interleaf.linux.rwlock import read_lock, read_unlock, write_lock, write_unlock
-from interleaf.runtime import Value, spawn
+from interleaf.runtime import Value, spawn, write_plain
 
 from .stage import Stage, make_vm, populate, run_alone
 
@@ -164,3 +170,29 @@ def test_a_reference_that_is_given_back_twice_is_a_violation() -> None:
     [violation] = stage.violations
     assert violation.rule == "I5"
     assert "putter puts a reference on KvmMmuPage0 that it does not have" in violation.message
+
+
+def _two_invalidations_and_a_first_root() -> None:
+    """A vCPU gets its first root with a request pending since before, and looks whether the root is obsolete while
+    the second invalidation makes it so."""
+    kvm = make_vm(V6_12, (0,))
+    spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], read(0), name="vcpu0")
+    spawn(_invalidate_twice, name="nx")
+
+
+def _invalidate_twice() -> None:
+    set_nx_huge_pages()
+    set_nx_huge_pages()
+
+
+@pytest.mark.parametrize(("write", "expected"), [(WRITE_ONCE, set()), (write_plain, {DATA_RACE})])
+def test_vcpus_may_look_at_a_role_while_the_root_is_invalidated(
+    write: Callable[..., None], expected: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roots, "WRITE_ONCE", write)
+    search = StateSearch(_two_invalidations_and_a_first_root, bounds=Bounds(states=15_000))
+    try:
+        found = {found.violation.rule for found in search.run().found}
+    finally:
+        search.close()
+    assert found == expected
