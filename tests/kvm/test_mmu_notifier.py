@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from interleaf.designs import V6_12
@@ -118,7 +120,9 @@ def _unmap_after_a_switch(unmap: object, invalid: bool) -> list[str]:
         if invalid:
             old.role = old.role.invalidated()
         vcpu.mmu_root, vcpu.prev_roots = None, (old, None, None)
+        vcpu.root_role = replace(vcpu.root_role, guest_mode=True)
         kvm_mmu_reload(vcpu)
+        assert vcpu.mmu_root is not old
         vcpu.cpu.tlb = frozenset({TlbEntry(old, 0, kvm.mm.pte[0].pfn, True, True, True)})
         spawn(munmap, kvm.mm, 0, 1, name="munmap")
 
