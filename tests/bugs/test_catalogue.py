@@ -72,7 +72,13 @@ KERNELS_OWN = {"BUG", "WARN", "map-at-wrong-level"}
 BLOCKS_OWN = {"use-after-free", "livelock"}
 """What is checked in any model."""
 
-OTHERS = {"memory-attributes": {"B56"}, "obsolete-root-kept": {"B18"}, "stale-range": {"B49"}}
+OTHERS = {
+    "memory-attributes": {"B56"},
+    "obsolete-root-kept": {"B18"},
+    "stale-mmio": {"B60"},
+    "stale-range": {"B49", "B50"},
+    "write-tracking": {"B32"},
+}
 """What is checked beyond that, and for which bugs."""
 
 

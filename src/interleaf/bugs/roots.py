@@ -190,4 +190,16 @@ BUGS: tuple[Bug, ...] = (
             "obsolete-root-kept",
         ),
     ),
+    Bug(
+        "B67",
+        "What is mapped above the host's largest address is never zapped",
+        "The processor under another hypervisor may say less than the guest can use: a page table leaks.",
+        fix="86931ff7207b",
+        culprit="faaf05b00aec and 524a1e4e381f",
+        kind="leak",
+        design="v6.12",
+        deviation="without zap-up-to-architecture-s-max-gfn",
+        scenarios=("memory-above-maxphyaddr",),
+        rules=("I12",),
+    ),
 )

@@ -241,6 +241,13 @@ class KvmParams:
     """The VM is trusted not to attack the host through executable huge pages (KVM_CAP_VM_DISABLE_NX_HUGE_PAGES)."""
     mmu_seq_bits: int = 64
     """Width of `Kvm.mmu_invalidate_seq`, an unsigned long; an int is half as wide."""
+    mmio_gen_bits: int = 19
+    """How much of the memslots' generation an MMIO SPTE keeps (MMIO_SPTE_GEN_MASK)."""
+
+    @property
+    def mmio_gen_mask(self) -> int:
+        """MMIO_SPTE_GEN_MASK."""
+        return (1 << self.mmio_gen_bits) - 1
 
 
 DEFAULT_PARAMS = KvmParams()

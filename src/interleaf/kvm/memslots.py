@@ -33,7 +33,6 @@ from .kvm_host import (
     KvmMemslots,
 )
 from .logged import gfns_in, logging_begins, logging_ends
-from .tdp.spte import MMIO_SPTE_GEN_MASK
 from .zap import kvm_arch_flush_shadow_memslot, kvm_mmu_zap_all_fast
 
 SWAP_WAITS_FOR_NOTIFIERS = rule(
@@ -106,7 +105,7 @@ def kvm_swap_active_memslots(kvm: Kvm, slots: tuple[KvmMemorySlot, ...]) -> None
 def kvm_arch_memslots_updated(kvm: Kvm, generation: int) -> None:
     """The memslots are about to be of this generation: no MMIO SPTE must seem to be so already
     (kvm_mmu_invalidate_mmio_sptes). slots_lock held. Sleeps."""
-    if generation & MMIO_SPTE_GEN_MASK == 0 and kvm.design.obeys(MMIO_GENERATION_WRAP):
+    if generation & kvm.params.mmio_gen_mask == 0 and kvm.design.obeys(MMIO_GENERATION_WRAP):
         say("the generation of MMIO SPTEs starts again: zaps all that is mapped")
         kvm_mmu_zap_all_fast(kvm)
 

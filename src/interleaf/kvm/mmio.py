@@ -13,12 +13,15 @@ from interleaf.hw.formats import entry_format
 from interleaf.linux.atomic import READ_ONCE
 from interleaf.linux.bug import WARN_ON_ONCE
 from interleaf.linux.srcu import srcu_dereference
-from interleaf.runtime import routine, say
+from interleaf.runtime import Memory, Violation, operation, routine, say
 
 from .design import rule
 from .kvm_host import (
+    KVM_MEM_READONLY,
     KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS,
+    KVM_MEMSLOT_INVALID,
     Kvm,
+    KvmMemorySlot,
     KvmMemslots,
     KvmVcpu,
     RetPf,
@@ -32,9 +35,6 @@ from .tdp.spte import (
     is_shadow_present_pte,
 )
 from .trace import trace_check_mmio_spte, trace_handle_mmio_page_fault
-
-MMIO_SPTE_GEN_MASK = (1 << 19) - 1
-"""As much of the generation as an MMIO SPTE holds."""
 
 MMIO_REFUSES_UPDATE = rule(
     "mmio-refuses-update",
@@ -55,6 +55,28 @@ def memslots_generation(vcpu: KvmVcpu) -> int:
 
 def _refused(vcpu: KvmVcpu, generation: int) -> bool:
     return bool(generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS) and vcpu.kvm.design.obeys(MMIO_REFUSES_UPDATE)
+
+
+@operation(marked=False)
+def expect_no_memory(memory: Memory, vcpu: KvmVcpu, gfn: int) -> None:
+    """Property "stale-mmio": an access is taken for MMIO, so no memslot has the gfn since before it was looked at.
+
+    In the reader of `kvm->srcu` in which that was done: memslots that are not being replaced any more were published
+    before this reader began, because whoever replaces them waits for it.
+    """
+    memory.exercise("stale-mmio")
+    slots = memory.look(Kvm.memslots.cell(vcpu.kvm))
+    if memory.look(KvmMemslots.generation.cell(slots)) & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS:
+        return
+    as_id = memory.look(KvmVcpu.root_role.cell(vcpu)).as_id
+    for slot in memory.look(KvmMemslots.slots.cell(slots)):
+        first = memory.look(KvmMemorySlot.base_gfn.cell(slot))
+        ours = memory.look(KvmMemorySlot.as_id.cell(slot)) == as_id
+        if not ours or not first <= gfn < first + memory.look(KvmMemorySlot.npages.cell(slot)):
+            continue
+        if not memory.look(KvmMemorySlot.flags.cell(slot)) & (KVM_MEMSLOT_INVALID | KVM_MEM_READONLY):
+            message = f"an access of vCPU{vcpu.index} to gfn {gfn:#x} is taken for MMIO, but the gfn has memory"
+            memory.violate(Violation("stale-mmio", message, object=vcpu.name))
 
 
 @routine
@@ -78,7 +100,7 @@ def check_mmio_spte(vcpu: KvmVcpu, spte: int) -> bool:
     generation = memslots_generation(vcpu)
     if _refused(vcpu, generation):
         return False
-    kvm_gen = generation & MMIO_SPTE_GEN_MASK
+    kvm_gen = generation & vcpu.kvm.params.mmio_gen_mask
     spte_gen = get_mmio_spte_generation(vcpu.kvm.masks, spte)
     trace_check_mmio_spte(spte, kvm_gen, spte_gen)
     return kvm_gen == spte_gen

@@ -4,12 +4,13 @@ KVM shadows, say (arch/x86/kvm/mmu/page_track.c, v6.12)."""
 from __future__ import annotations
 
 from interleaf.hw.page_table import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, gfn_round_for_level
+from interleaf.linux.atomic import READ_ONCE, WRITE_ONCE
 from interleaf.linux.lockdep import lockdep_assert_held_write
 from interleaf.linux.mutex import mutex_lock, mutex_unlock
 from interleaf.linux.rwlock import write_lock, write_unlock
 from interleaf.runtime import ModelError, routine, say
 
-from .kvm_host import Kvm, KvmMemorySlot
+from .kvm_host import Kvm, KvmArchMemorySlot, KvmMemorySlot
 from .logged import tracking_changes
 from .memslots import gfn_to_memslot, kvm_memslots
 from .tdp.wrprot import kvm_tdp_mmu_write_protect_gfn
@@ -23,11 +24,17 @@ def _update_disallow_lpage(slot: KvmMemorySlot, gfn: int, by: int) -> None:
         slot.arch.disallow_lpage[level, gfn_round_for_level(gfn, level)] += by
 
 
+def update_gfn_write_track(slot: KvmMemorySlot, gfn: int, by: int) -> None:
+    """One more wants to see each write to `gfn`, or one less. mmu_lock held for write."""
+    # faults look at it without mmu_lock
+    WRITE_ONCE(slot.arch, KvmArchMemorySlot.gfn_write_track[gfn], slot.arch.gfn_write_track[gfn] + by)
+
+
 @routine
 def __kvm_write_track_add_gfn(kvm: Kvm, slot: KvmMemorySlot, gfn: int) -> None:
     """From now on, each write to `gfn` faults. mmu_lock held for write, and slots_lock or a reader of `kvm->srcu`."""
     lockdep_assert_held_write(kvm.mmu_lock)
-    slot.arch.gfn_write_track[gfn] += 1
+    update_gfn_write_track(slot, gfn, 1)
     _update_disallow_lpage(slot, gfn, 1)
     if kvm_tdp_mmu_write_protect_gfn(kvm, slot, gfn, PG_LEVEL_4K):
         kvm_flush_remote_tlbs(kvm)
@@ -38,7 +45,7 @@ def __kvm_write_track_add_gfn(kvm: Kvm, slot: KvmMemorySlot, gfn: int) -> None:
 def __kvm_write_track_remove_gfn(kvm: Kvm, slot: KvmMemorySlot, gfn: int) -> None:
     """One less wants to see writes to `gfn`. Locks as for `__kvm_write_track_add_gfn`."""
     lockdep_assert_held_write(kvm.mmu_lock)
-    slot.arch.gfn_write_track[gfn] -= 1
+    update_gfn_write_track(slot, gfn, -1)
     _update_disallow_lpage(slot, gfn, -1)
     if not slot.arch.gfn_write_track[gfn]:
         tracking_changes(kvm, slot.as_id, gfn, False)
@@ -73,4 +80,4 @@ def kvm_write_track_remove_gfn(kvm: Kvm, gfn: int, as_id: int = 0) -> None:
 
 def kvm_gfn_is_write_tracked(slot: KvmMemorySlot | None, gfn: int) -> bool:
     """Must each write to `gfn` be seen? Without mmu_lock the answer may be old. In a reader of `kvm->srcu`."""
-    return slot is not None and bool(slot.gfn_write_track[gfn])
+    return slot is not None and bool(READ_ONCE(slot.arch, KvmArchMemorySlot.gfn_write_track[gfn]))

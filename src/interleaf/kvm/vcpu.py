@@ -25,6 +25,7 @@ from .dirty_log import mark_page_dirty_in_slot, vmx_flush_pml_buffer
 from .dirty_ring import KVM_DIRTY_RING_RSVD_ENTRIES, kvm_dirty_ring_check_request
 from .kvm_host import KvmMmuPage, KvmRequest, KvmVcpu, RetPf, kvm_dirty_ring
 from .logged import note_access
+from .mmio import expect_no_memory
 from .mmu import (
     kvm_init_mmu,
     kvm_mmu_free_obsolete_roots,
@@ -288,6 +289,7 @@ def _handle_page_fault(vcpu: KvmVcpu, gfn: int, error_code: int) -> Handled | in
         mark_page_dirty_in_slot(vcpu.kvm, find_memslot(vcpu, gfn), gfn, vcpu)
         return Handled.DONE
     if result is RetPf.EMULATE:
+        expect_no_memory(vcpu, gfn)
         say(f"gfn {gfn:#x} is in no memslot: KVM_EXIT_MMIO")
         return Handled.DONE
     return result

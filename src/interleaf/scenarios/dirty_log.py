@@ -8,7 +8,8 @@ from interleaf.kvm.dirty_log import kvm_clear_dirty_log, kvm_get_dirty_log, kvm_
 from interleaf.kvm.dirty_ring import kvm_vm_ioctl_reset_dirty_pages
 from interleaf.kvm.kvm_host import KVM_MEM_LOG_DIRTY_PAGES, Kvm, KvmParams
 from interleaf.kvm.memslots import kvm_delete_memslot
-from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, read, write
+from interleaf.kvm.page_track import kvm_write_track_add_gfn
+from interleaf.kvm.vcpu import enter_l2, kvm_arch_vcpu_ioctl_run, read, write
 from interleaf.mm.unmap import madvise_dontneed
 from interleaf.runtime import spawn
 
@@ -67,6 +68,18 @@ def dirty_log_pml_vs_write(design: Design, *, times: int = 2) -> None:
     destroy_after(kvm, vcpu, log)
 
 
+@scenario("Dirty logging is enabled while a nested guest writes, and the processor logs the writes of others")
+def dirty_log_pml_vs_nested_write(design: Design, *, times: int = 2) -> None:
+    """As dirty-log-pml-vs-write, but the vCPU is in its guest, whose writes the processor does not note: in this root
+    pages must be write-protected.
+    """
+    kvm = make_vm(design, platform=EPT_PML)
+    kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], enter_l2(), write(0))
+    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], write(0), write(0), name="vcpu0")
+    log = spawn(_enable_and_collect, kvm, times, name="dirty-log")
+    destroy_after(kvm, vcpu, log)
+
+
 @scenario("Dirty logging is enabled while a vCPU writes, on a processor without A/D bits")
 def dirty_log_without_ad_bits(design: Design, *, times: int = 2) -> None:
     """As dirty-log-enable-vs-write on a processor that has no accessed and dirty bits: everything rests on write
@@ -77,6 +90,20 @@ def dirty_log_without_ad_bits(design: Design, *, times: int = 2) -> None:
     vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], write(0), write(0), name="vcpu0")
     log = spawn(_enable_and_collect, kvm, times, name="dirty-log")
     destroy_after(kvm, vcpu, log)
+
+
+@scenario("Writes to a page come to be tracked while a vCPU writes to it, and its dirty pages are logged")
+def write_tracking_vs_write(design: Design) -> None:
+    """A page is write-protected for the dirty log, so that a fault may make it writable without mmu_lock; from now on
+    each write to it must be seen, because it is a page table of the guest that KVM shadows, say.
+    """
+    kvm = make_vm(design)
+    _enable(kvm)
+    populate(kvm)
+    kvm_get_dirty_log(kvm, 0)
+    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], write(0), write(0), name="vcpu0")
+    tracking = spawn(kvm_write_track_add_gfn, kvm, 0, name="write-tracking")
+    destroy_after(kvm, vcpu, tracking)
 
 
 def _get_and_clear(kvm: Kvm, times: int) -> None:

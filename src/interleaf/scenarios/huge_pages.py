@@ -7,6 +7,7 @@ from interleaf.kvm.design import Design
 from interleaf.kvm.dirty_log import kvm_vm_set_slot_flags
 from interleaf.kvm.kvm_host import KVM_MEM_LOG_DIRTY_PAGES, Kvm, KvmModule, KvmParams
 from interleaf.kvm.nx_recovery import kvm_recover_nx_huge_pages
+from interleaf.kvm.page_track import kvm_write_track_add_gfn, kvm_write_track_remove_gfn
 from interleaf.kvm.vcpu import execute, kvm_arch_vcpu_ioctl_run, read, write
 from interleaf.kvm.zap import kvm_zap_gfn_range
 from interleaf.mm.unmap import madvise_dontneed
@@ -75,6 +76,19 @@ def fault_below_dirty_log_disable(design: Design) -> None:
     log = spawn(kvm_vm_set_slot_flags, kvm, 0, 0, name="dirty-log")
     vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], execute(1), name="vcpu0")
     destroy_after(kvm, log, vcpu)
+
+
+@scenario("A fault maps a huge page in the place of a table that another vCPU uses")
+def huge_page_replaces_table(design: Design, *, vcpus: int = 2) -> None:
+    """Writes to a page were tracked, so that it could not be part of a huge page. They are not any more, and the next
+    fault maps the huge page, where a table of small pages is that another vCPU may have cached.
+    """
+    kvm = make_vm(design, vcpus=vcpus, pages=2, huge=True)
+    kvm_write_track_add_gfn(kvm, 0)
+    kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], read(0))
+    kvm_write_track_remove_gfn(kvm, 0)
+    tasks = [spawn(kvm_arch_vcpu_ioctl_run, vcpu, read(1), name=f"vcpu{vcpu.index}") for vcpu in kvm.vcpus]
+    destroy_after(kvm, *tasks)
 
 
 @scenario("A page becomes private while a vCPU faults on its neighbour")

@@ -7,6 +7,7 @@ from interleaf.kvm.kvm_host import Kvm, KvmParams, KvmVcpu
 from interleaf.kvm.memslots import kvm_create_memslot, kvm_delete_memslot, kvm_move_memslot
 from interleaf.kvm.mmu import kvm_mmu_reset_context
 from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, read, write
+from interleaf.kvm.zap import set_nx_huge_pages
 from interleaf.mm.mm import mmap
 from interleaf.mm.unmap import munmap
 from interleaf.runtime import spawn
@@ -80,6 +81,18 @@ def reset_vs_other_memslot_delete(design: Design) -> None:
 def _write_and_reset(vcpu: KvmVcpu) -> None:
     kvm_arch_vcpu_ioctl_run(vcpu, write(FAR_GFN))
     kvm_mmu_reset_context(vcpu)
+
+
+@scenario("A memslot is deleted while the administrator writes nx_huge_pages")
+def memslot_delete_vs_nx_huge_pages(design: Design) -> None:
+    """Two tasks invalidate all roots and zap them, and neither must take the work of the other for its own, or return
+    before it is done.
+    """
+    kvm = make_vm(design, dummies=1)
+    populate(kvm)
+    memslot = spawn(kvm_delete_memslot, kvm, 1, name="memslot")
+    nx = spawn(set_nx_huge_pages, name="nx")
+    destroy_after(kvm, memslot, nx)
 
 
 @scenario("Two memslots are deleted, one after the other, while a vCPU still holds its old root")

@@ -16,7 +16,7 @@ from interleaf.mm.unmap import madvise_dontneed, munmap
 from interleaf.runtime import routine, spawn
 
 from .scenario import scenario
-from .stage import DUMMY_HVA, GUEST_HVA, destroy_after, load_roots, make_vm, populate
+from .stage import DUMMY_GFN, DUMMY_HVA, GUEST_HVA, destroy_after, load_roots, make_vm, populate
 
 
 @scenario("A vCPU enters and leaves its guest while all roots are invalidated")
@@ -99,6 +99,24 @@ def mmio_vs_memslot_create(design: Design) -> None:
     vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], read(1), write(1), name="vcpu0")
     memslot = spawn(kvm_create_memslot, kvm, 1, 1, 1, DUMMY_HVA, name="memslot")
     destroy_after(kvm, vcpu, memslot)
+
+
+def _create_two(kvm: Kvm) -> None:
+    kvm_create_memslot(kvm, 1, 1, 1, DUMMY_HVA)
+    kvm_create_memslot(kvm, 2, DUMMY_GFN, 1, DUMMY_HVA)
+
+
+@scenario("So many memslots are created that their generation is one that it was before, while a vCPU does MMIO")
+def mmio_vs_many_memslots(design: Design) -> None:
+    """The entry for a gfn without memory keeps a part of the generation of the memslots, which comes again after many
+    changes (the model keeps fewer bits): it must not count again when the gfn has memory by then.
+    """
+    kvm = make_vm(design, spare_gfns=1, params=KvmParams(mmio_gen_bits=2))
+    mmap(kvm.mm, DUMMY_HVA, 1)
+    kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], read(1))
+    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], read(1), name="vcpu0")
+    memslots = spawn(_create_two, kvm, name="memslots")
+    destroy_after(kvm, vcpu, memslots)
 
 
 def _delete_and_unmap(kvm: Kvm) -> None:

@@ -59,6 +59,18 @@ def zap_tables_vs_guest(design: Design, *, pages: int = 2) -> None:
     destroy_after(kvm, walk, vcpu)
 
 
+@scenario("A range of two pages, of which one is mapped, is zapped while a vCPU faults on the other")
+def late_fault_vs_zap_range(design: Design) -> None:
+    """The walk gives mmu_lock up behind the page that the vCPU has looked up already, and that must not be mapped from
+    this lookup any more.
+    """
+    kvm = make_vm(design, pages=2)
+    kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], write(1))
+    vcpu = spawn(kvm_arch_vcpu_ioctl_run, kvm.vcpus[0], write(0), name="vcpu0")
+    walk = spawn(kvm_zap_gfn_range, kvm, 0, 2, name="zap-range")
+    destroy_after(kvm, vcpu, walk)
+
+
 @scenario("A range is zapped while a vCPU faults on it")
 def fault_vs_zap_range(design: Design, *, pages: int = 1) -> None:
     """How a range must be mapped has changed (its memory type, say), and it is zapped. A fault that began before must

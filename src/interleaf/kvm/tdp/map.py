@@ -19,7 +19,7 @@ from interleaf.kvm.kvm_host import (
     KvmVcpu,
     RetPf,
 )
-from interleaf.kvm.mmio import MMIO_SPTE_GEN_MASK, memslots_generation
+from interleaf.kvm.mmio import memslots_generation
 from interleaf.kvm.nx_huge_page import account_nx_huge_page, init_nx_huge_page
 from interleaf.kvm.tlb import kvm_flush_remote_tlbs_range
 from interleaf.kvm.trace import trace_kvm_mmu_set_spte, trace_kvm_mmu_spte_requested, trace_mark_mmio_spte
@@ -196,7 +196,7 @@ def _make_leaf(vcpu: KvmVcpu, fault: KvmPageFault, it: TdpIter, role: KvmMmuPage
     kvm, slot = vcpu.kvm, fault.slot
     assert fault.pfn is not None
     if fault.pfn == KVM_PFN_NOSLOT:
-        return make_mmio_spte(kvm, memslots_generation(vcpu) & MMIO_SPTE_GEN_MASK, it.gfn, ACC_ALL), False
+        return make_mmio_spte(kvm, memslots_generation(vcpu) & kvm.params.mmio_gen_mask, it.gfn, ACC_ALL), False
     new_spte, wrprot = make_spte(
         kvm, role, slot, ACC_ALL, it.gfn, fault.pfn, it.old_spte, fault.prefetch, fault.map_writable, role.level
     )
