@@ -14,6 +14,7 @@ from interleaf.kvm.design import Design
 from interleaf.kvm.kvm_host import DEFAULT_PARAMS, Kvm, KvmParams, KvmVcpu
 from interleaf.kvm.memslots import kvm_create_memslot
 from interleaf.kvm.mmu import kvm_mmu_reload
+from interleaf.kvm.mmu_notifier import mm_kernel
 from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, write
 from interleaf.kvm.vm import kvm_create_vm, kvm_put_kvm, kvm_vm_ioctl_create_vcpu
 from interleaf.mm.mm import Kind, mm_alloc, mmap
@@ -53,7 +54,7 @@ def make_vm(
     memslot yet. `threads` is how many threads the process has; each must leave by mmput() before the address space
     goes away.
     """
-    mm = mm_alloc(threads)
+    mm = mm_alloc(threads, mm_kernel(design))
     hva, npages = (HUGE_HVA, pages_per_entry(PG_LEVEL_2M)) if huge else (GUEST_HVA, pages)
     if huge:
         mmap(mm, hva, npages, Kind.ANONYMOUS, level=PG_LEVEL_2M, hvas=tuple(range(hva, hva + pages)))
