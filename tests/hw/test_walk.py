@@ -178,6 +178,35 @@ def test_the_processor_may_have_dropped_its_cached_tables() -> None:
     checked(program)
 
 
+def test_a_flush_of_a_part_of_a_table_keeps_it_for_other_gfns() -> None:
+    def program() -> None:
+        cpu, chain = tables(leaf(RW))
+        chain[3].spt[1] = leaf(RW)
+        walk(cpu, chain[0], 0, Access.READ, False)
+        chain[2].spt[0] = 0
+        flush(cpu, 511, 1023)
+        assert walk(cpu, chain[0], 1, Access.READ, False).fault is None
+        flush(cpu, 0, 1)
+        assert walk(cpu, chain[0], 0, Access.READ, False).fault is Fault.VIOLATION
+        flush(cpu, 0, 512)
+        assert walk(cpu, chain[0], 1, Access.READ, False).fault is Fault.VIOLATION
+
+    checked(program)
+
+
+def test_a_table_that_is_walked_to_again_is_cached_as_a_whole_again() -> None:
+    def program() -> None:
+        cpu, chain = tables(leaf(RW))
+        walk(cpu, chain[0], 0, Access.READ, False)
+        whole = cpu.paging_structures
+        flush(cpu, 0, 1)
+        assert cpu.paging_structures != whole
+        walk(cpu, chain[0], 0, Access.READ, True)
+        assert cpu.paging_structures == whole
+
+    checked(program)
+
+
 def test_a_violation_drops_what_led_to_it() -> None:
     def program() -> None:
         cpu, chain = tables(leaf(ept.VMX_EPT_READABLE_MASK))

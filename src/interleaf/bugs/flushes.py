@@ -30,6 +30,19 @@ BUGS: tuple[Bug, ...] = (
         rules=("I1",),
     ),
     Bug(
+        "B28",
+        "The flush for a removed table begins at its last gfn",
+        "A fault puts a huge page in the place of a table. For the gfns that are not flushed a vCPU still uses the "
+        "table, which is freed after a grace period.",
+        fix="574c3c55e969",
+        culprit="a066e61f13cf",
+        kind="use-after-free by the hardware",
+        design="v5.16",
+        deviation="without removed-pt-flush-start",
+        scenarios=("dirty-log-disable-vs-fault",),
+        rules=("I2",),
+    ),
+    Bug(
         "B29",
         "The flush comes after the RCU reader has been left",
         "A table that the walk has removed is freed while the hardware still walks it.",

@@ -7,11 +7,11 @@ software can see.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from interleaf.runtime import Const, Memory, Object, Plain
 
-from .page_table import PageTable, pages_per_entry
+from .page_table import PageTable
 from .platform import EPT, Platform
 
 
@@ -37,6 +37,10 @@ class TlbEntry(NamedTuple):
     def covers(self, root: PageTable, gfn: int) -> bool:
         return self.gfn <= gfn < self.gfn + self.npages and self.root is root
 
+    def part(self, start: int, end: int) -> TlbEntry:
+        """The same translation, for its gfns start <= gfn < end only."""
+        return self._replace(gfn=start, pfn=self.pfn + start - self.gfn, npages=end - start)
+
     def says_nothing_beside(self, other: TlbEntry) -> bool:
         """Does this one allow nothing that `other` does not, where both cover a gfn?"""
         return (
@@ -48,18 +52,35 @@ class TlbEntry(NamedTuple):
 
 
 class CachedTable(NamedTuple):
-    """An entry of the paging-structure cache: for the gfns that `table`, of `level`, covers from `base` on, a
-    walk from `root` may start at `table`."""
+    """An entry of the paging-structure cache: for the `npages` gfns from `gfn` on, a walk from `root` may start at
+    `table`, of `level`.
+
+    They are all that the table covers, less those that were flushed since: a flush promises nothing for other gfns
+    than it names. (A processor that has one entry for all of them forgets more. But ranges are flushed by a hypervisor
+    below, which may shadow the tables, and promises no more than that.)
+    """
 
     root: PageTable
-    base: int
+    gfn: int
+    npages: int
     level: int
     table: PageTable
     permissions: int
     """What the entries on the way to the table allow, as a mask of `Access`."""
 
     def covers(self, root: PageTable, gfn: int) -> bool:
-        return self.root is root and self.base <= gfn < self.base + pages_per_entry(self.level + 1)
+        return self.gfn <= gfn < self.gfn + self.npages and self.root is root
+
+    def part(self, start: int, end: int) -> CachedTable:
+        """The same table, for its gfns start <= gfn < end only."""
+        return self._replace(gfn=start, npages=end - start)
+
+    def replaces(self, other: CachedTable) -> bool:
+        """Is `other` what was left of the same entry after a flush?"""
+        return self.table is other.table and self.root is other.root and self.permissions == other.permissions
+
+
+E = TypeVar("E", TlbEntry, CachedTable)
 
 
 class Cpu(Object):
@@ -107,7 +128,9 @@ def tlb_fill(memory: Memory, cpu: Cpu, gfn: int, entry: TlbEntry, tables: tuple[
             kept.update(_without(old, gfn, gfn + 1))
     memory.store(cpu, Cpu.tlb, frozenset(kept | {entry}))
     if tables:
-        memory.store(cpu, Cpu.paging_structures, memory.load(cpu, Cpu.paging_structures) | frozenset(tables))
+        known = memory.load(cpu, Cpu.paging_structures)
+        others = {cached for cached in known if not any(table.replaces(cached) for table in tables)}
+        memory.store(cpu, Cpu.paging_structures, frozenset(others | set(tables)))
 
 
 def invalidate_gfn(memory: Memory, cpu: Cpu, root: PageTable, gfn: int) -> None:
@@ -129,27 +152,28 @@ def flush_all(memory: Memory, cpu: Cpu) -> None:
 
 
 def flush_range(memory: Memory, cpu: Cpu, start: int, end: int) -> None:
-    """Drop the translations of the gfns start <= gfn < end, and the cached tables that cover any of them.
+    """Drop the translations of the gfns start <= gfn < end, and do not start a walk for any of them at a cached table.
     As with `flush_all`, walks that were under way are over."""
     memory.order(cpu, acquire=True)
     translations = memory.load(cpu, Cpu.tlb)
     memory.store(cpu, Cpu.tlb, frozenset(entry for entry in translations if not _overlap(entry, start, end)))
     tables = memory.load(cpu, Cpu.paging_structures)
-    touched = {c for c in tables if c.base < end and start < c.base + pages_per_entry(c.level + 1)}
-    memory.store(cpu, Cpu.paging_structures, tables - touched)
+    memory.store(
+        cpu, Cpu.paging_structures, frozenset(piece for table in tables for piece in _without(table, start, end))
+    )
 
 
-def _overlap(entry: TlbEntry, start: int, end: int) -> bool:
+def _overlap(entry: TlbEntry | CachedTable, start: int, end: int) -> bool:
     return entry.gfn < end and start < entry.gfn + entry.npages
 
 
-def _without(entry: TlbEntry, start: int, end: int) -> Iterator[TlbEntry]:
-    """What is left of a translation without the gfns start <= gfn < end."""
+def _without(entry: E, start: int, end: int) -> Iterator[E]:
+    """What is left of a cached entry without the gfns start <= gfn < end."""
     if not _overlap(entry, start, end):
         yield entry
         return
     if entry.gfn < start:
-        yield entry._replace(npages=start - entry.gfn)
+        yield entry.part(entry.gfn, start)
     last = entry.gfn + entry.npages
     if end < last:
-        yield entry._replace(gfn=end, pfn=entry.pfn + end - entry.gfn, npages=last - end)
+        yield entry.part(end, last)

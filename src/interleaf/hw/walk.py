@@ -75,7 +75,11 @@ def translate(memory: Memory, cpu: Cpu, root: PageTable, gfn: int, access: Acces
         _assist(memory, table, index_of(gfn, level), entry, form.accessed)
         level -= 1
         table = table_at(memory, type(root), ept.pfn_of(entry))
-        passed.append(CachedTable(root, gfn_round_for_level(gfn, level + 1), level, table, permissions))
+        passed.append(
+            CachedTable(
+                root, gfn_round_for_level(gfn, level + 1), pages_per_entry(level + 1), level, table, permissions
+            )
+        )
     dirtied = access is Access.WRITE and bool(form.dirty) and not entry & form.dirty
     assisted = form.accessed | form.dirty if access is Access.WRITE else form.accessed
     entry = _assist(memory, table, index_of(gfn, level), entry, assisted)
