@@ -24,7 +24,7 @@ from interleaf.runtime import (
     spawn,
     the,
 )
-from interleaf.runtime.objects import SERIAL_BITS
+from interleaf.runtime.cells import SERIAL_BITS
 
 
 class Inner(Object):

@@ -17,7 +17,8 @@ from interleaf.kvm import trace as model
 from interleaf.kvm.design import Design, Rule
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmParams, KvmVcpu
 from interleaf.mm.mm import Mm
-from interleaf.runtime import Execution, ModelError, Task, World
+from interleaf.runtime import ModelError, Task
+from interleaf.runtime.live import Live, LiveWorld
 from interleaf.runtime.objects import intern_object, singleton
 
 from .host import Host, follow_host
@@ -26,8 +27,8 @@ from .programs import Command, Machine, Mailbox, boot, start_thread
 THREADS = 64
 """Threads that a machine starts with."""
 
-PATIENCE = 20_000
-"""Steps between two reactions after which the model is taken to be stuck."""
+PATIENCE = 1_000_000
+"""Operations between two reactions after which the model is taken to be stuck."""
 
 STIMULI = (
     model.PageFault,
@@ -85,7 +86,7 @@ class Driver:
     def __init__(self, design: Design, platform: Platform) -> None:
         self.design = design = followed(design)
         self.platform = platform
-        self.world = World()
+        self.world = LiveWorld()
         follow_host(self.world)
         machine = singleton(self.world, Machine)
         self._machine = machine
@@ -98,11 +99,11 @@ class Driver:
             for number, mailbox in enumerate(mailboxes):
                 start_thread(mailbox, f"thread{number}")
 
-        self.run = Execution(self.world, setup, step_limit=1 << 62)
-        self.memory = self.run.memory
+        self.live = Live(self.world, setup)
+        self.memory = self.live.memory
         self.reactions: deque[Reaction] = deque()
         self.world.listener = self._listen
-        tasks = {task.name: task for task in self.run.unfinished}
+        tasks = {task.name: task for task in self.live.unfinished}
         self._free = [Thread(tasks[f"thread{n}"], mailbox) for n, mailbox in reversed(list(enumerate(mailboxes)))]
         self._mine = {thread.task.index for thread in self._free}
         mm = self.memory.peek(Machine.mm.cell(machine))
@@ -207,15 +208,16 @@ class Driver:
     def advance(self, thread: Thread) -> bool:
         """Run the thread until its next reaction, and others where it waits for them. False if it is idle, or waits for
         something that the trace has to say."""
-        steps = 0
+        left = PATIENCE
         while not self.reactions:
-            if self.idle(thread):
+            if left <= 0 or self.idle(thread):
                 return False
-            if not self._step(thread.task) and not self._others(thread.task):
-                return False
-            steps += 1
-            if steps > PATIENCE:
-                return False
+            ran = self._run(thread.task, left)
+            if not ran and not self.reactions:
+                ran = self._others(thread.task)
+                if not ran:
+                    return False
+            left -= ran
         return True
 
     def finish(self, thread: Thread) -> bool:
@@ -242,8 +244,7 @@ class Driver:
 
     def site(self, thread: Thread) -> str:
         """The function of the model that the thread is in."""
-        op = self.run.pending.get(thread.task.index)
-        return op.site[2] if op is not None else ""
+        return next((function for _file, _line, function in self.live.calls(thread.task)), "")
 
     def rules(self) -> tuple[str, ...]:
         """The rules that the model asked for last, latest first."""
@@ -257,24 +258,19 @@ class Driver:
         self.memory.set(Machine.kvm.cell(self._machine), None)
         self.tables.clear()
 
-    def _others(self, waiting: Task) -> bool:
-        """A step of somebody else: of a task that the model has started by itself, or of a thread that is busy."""
-        for index in sorted(self.run.pending, key=lambda index: index in self._mine):
-            task = self.world.tasks[index]
-            if task is not waiting and self._step(task):
-                return True
-        return False
+    def _others(self, waiting: Task) -> int:
+        """An operation of somebody else: of a task that the model has started itself, or of a thread that is busy."""
+        for task in sorted(self.live.unfinished, key=lambda task: task.index in self._mine):
+            if task is not waiting and (self._run(task, 1) or self.reactions):
+                return 1
+        return 0
 
-    def _step(self, task: Task) -> bool:
-        step = self.run.step(task)
-        if step is None:
-            return False
-        self.run.steps.clear()
-        if len(self.memory.journal) > 1 << 16:
-            self.memory.journal.clear()
-        for violation in step.violations:
+    def _run(self, task: Task, operations: int) -> int:
+        ran = self.live.run(task, operations)
+        for violation in self.live.violations:
             self.violations.append(f"{violation.rule}: {violation.message}")
-        return True
+        self.live.violations.clear()
+        return ran
 
     def _listen(self, task: Task, record: object) -> None:
         if isinstance(record, STIMULI):
@@ -287,3 +283,4 @@ class Driver:
             if isinstance(record, model.GetPage):
                 self.tables[role.level, table[0]].append(sp)
         self.reactions.append(Reaction(task, record, table))
+        self.live.pause()

@@ -45,7 +45,8 @@ class RcuState(Readers):
     latest: Array[Task | None] = Array(None)
     """Per task: the callback that it queued last."""
     heads = Array(0)
-    """Per callback and arguments: twice the number of times it was queued before, plus 1 if it is queued now."""
+    """Per callback and arguments: twice the number of times it was queued before, plus 1 if it is queued now. In the
+    object that the callback is for, as the kernel's rcu_head, so that it goes when that is freed."""
 
 
 class RcuCallback(lockdep_map):
@@ -55,6 +56,11 @@ class RcuCallback(lockdep_map):
     ordered = False
     context = "an RCU callback"
     running = Marked(0)
+
+
+def _head(state: RcuState, head: str, arguments: tuple[Value, ...]) -> Cell:
+    """What stands for the rcu_head of a callback with these arguments."""
+    return RcuState.heads.element(next((each for each in arguments if isinstance(each, Object)), state), head)
 
 
 class _Known:
@@ -165,7 +171,7 @@ class _CallRcu(_RcuOp):
         self.function = function
         self.arguments = arguments
         self.head = f"{function.__name__}({', '.join(map(show, arguments))})"
-        self.queued = RcuState.heads.element(self.known.state, self.head)
+        self.queued = _head(self.known.state, self.head, arguments)
 
     def run(self, memory: Memory) -> None:
         known = self.known
@@ -189,11 +195,11 @@ class _CallRcu(_RcuOp):
 class _Invoke(_GracePeriod):
     """The callback begins: those queued before it have run, its grace period is over, and it may be queued again."""
 
-    def __init__(self, before: Task | None, head: str, eager: bool) -> None:
+    def __init__(self, before: Task | None, head: str, eager: bool, arguments: tuple[Value, ...]) -> None:
         super().__init__()
         self.before = before
         self.eager = eager
-        self.queued = RcuState.heads.element(self.known.state, head)
+        self.queued = _head(self.known.state, head, arguments)
 
     def run(self, memory: Memory) -> Value:
         if self.before is not None and not memory.load(self.before, Task.done):
@@ -227,7 +233,7 @@ class _Invoked(_RcuOp):
 
 
 def _callback(before: Task | None, head: str, function: Callable[..., Any], *arguments: Value) -> None:
-    perform(_Invoke(before, head, getattr(function, "frees_only", False)))
+    perform(_Invoke(before, head, getattr(function, "frees_only", False), arguments))
     function(*arguments)
     perform(_Invoked())
 

@@ -26,7 +26,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Protocol, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
@@ -40,6 +40,14 @@ R = TypeVar("R")
 
 CUSTOM, READ, WRITE, CHOICE, JOIN, END = range(6)
 """Kinds of operation that drivers treat specially; CUSTOM is every other."""
+
+
+class _WhereItStands:
+    """The site of an operation that a task performs itself: found when it is asked for, from the frames above."""
+
+    def __get__(self, op: Op, kind: type) -> tuple[str, int, str]:
+        carrier = getattr(getcurrent(), "carrier", None)
+        return _site() if carrier is not None and carrier.direct is not None else ("", 0, "")
 
 
 class Op:
@@ -59,7 +67,10 @@ class Op:
     eager: bool = False
     """Begins a step that only frees objects which nobody may use any more. A search may take such a step as soon as
     it can happen: whoever uses one of them later violates a property, which waiting would only hide."""
-    site: tuple[str, int, str] = ("", 0, "")
+    if TYPE_CHECKING:
+        site: tuple[str, int, str]
+    else:
+        site = _WhereItStands()
     """File, line and function of the model code that asked for it."""
 
     def run(self, memory: Memory) -> Value:
@@ -89,10 +100,23 @@ class End(Op):
         return "ends"
 
 
-class _TaskGreenlet(greenlet):
+class TaskGreenlet(greenlet):
     """A greenlet that knows whose code it runs."""
 
     carrier: Carrier
+
+
+class Direct(Protocol):
+    """The memory of a run whose tasks perform their operations themselves (`live`)."""
+
+    def read(self, cell: Any) -> Value:
+        """Read a field."""
+
+    def write(self, cell: Any, value: Value) -> None:
+        """Write a field."""
+
+    def call(self, run: Callable[..., Value], arguments: tuple[Value, ...]) -> Value:
+        """Perform the operation whose body is `run`."""
 
 
 class Carrier:
@@ -101,8 +125,12 @@ class Carrier:
     `start` begins the function and `resume` goes on with an operation's result; both return the next
     operation, `End` at the end. `state` is the task's state in between.
 
+    `direct` is None where the hub performs the operations.
+
     `flat` drops the call structure (a frame is never popped); it exists to measure what frames buy.
     """
+
+    direct: Direct | None = None
 
     def __init__(
         self,
@@ -124,7 +152,7 @@ class Carrier:
         self._arguments = tuple(arguments)
         self._feed: Sequence[Value] = ()
         self._fed = 0
-        self._greenlet: _TaskGreenlet | None = None
+        self._greenlet: TaskGreenlet | None = None
         self._hub: greenlet | None = None
         self._error: BaseException | None = None
         self._dying = False
@@ -145,7 +173,7 @@ class Carrier:
         self._dying = False
         self.stack = [self.number((function_key(self._function), self._arguments))]
         self.codes = [None]
-        self._greenlet = _TaskGreenlet(self._main)
+        self._greenlet = TaskGreenlet(self._main)
         self._greenlet.carrier = self
         return self._switch(None)
 
@@ -288,6 +316,8 @@ def routine(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         carrier = running()
+        if carrier.direct is not None:
+            return function(*args, **kwargs)
         where = f"argument of {function.__qualname__}"
         arguments = (*args, *sorted(kwargs.items()))
         for argument in arguments:
@@ -307,7 +337,9 @@ def checkpoint() -> None:
     states apart. Sound by construction: it takes all local variables as they are (`del` the dead ones), and
     refuses to stand where Python keeps hidden state (inside `for`, `with` or `try`).
     """
-    running().settle(sys._getframe(1))
+    carrier = running()
+    if carrier.direct is None:
+        carrier.settle(sys._getframe(1))
 
 
 _RUNTIME = __file__.rpartition("/")[0]

@@ -12,14 +12,19 @@ which index, which random 64-bit number stands for "cell c holds value v" in the
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from .findings import ModelError
 from .values import Value
 
 if TYPE_CHECKING:
     from .memory import Held, Memory
     from .objects import Object
+
+
+SERIAL_BITS = 10
+"""A task makes at most 2**SERIAL_BITS objects of a class, where executions must agree on their serial numbers."""
 
 
 class Zobrist(dict[Value, int]):
@@ -142,8 +147,9 @@ class World:
     def __init__(self, seed: int = 1) -> None:
         self.rng = random.Random(seed)
         self.cells: list[Cell] = []
-        self.objects: dict[tuple[Any, ...], Object] = {}
-        self.serials: dict[tuple[type, int], Object] = {}
+        self.objects: MutableMapping[tuple[Any, ...], Object] = {}
+        self.singletons: dict[type, Object] = {}
+        self.serials: MutableMapping[tuple[type, int], Object] = {}
         self.domains: dict[str, Domain] = {}
         self.tasks: list[Any] = []
         """Every task that any execution has created, by index (`Task`, a handle)."""
@@ -169,12 +175,33 @@ class World:
             found = self.domains[name] = Domain(name)
         return found
 
-    def intern_cell(self, owner: Object, label: str, default: Value, domain: str) -> Cell:
+    def intern_cell(self, owner: Object, default: Value, name: str, *index: Value) -> Cell:
+        """A new cell: the field `name` of `owner`, or the element `index` of the array `name`."""
+        label, domain = f"{owner.name}.{name}", f"{owner.domain_name}.{name}"
+        if index:
+            label, domain = f"{label}[{index[0]}]", f"{domain}[]"
         cell = Cell(len(self.cells), owner, label, default, self.domain(domain), self.rng)
         self.cells.append(cell)
         for memory in self.memories:
             memory.values.append(default)
         return cell
+
+    def serial(self, kind: type, task: Any, count: int) -> int:
+        """The serial number of the object of `kind` that `task` has made after `count` others. Raises ModelError."""
+        if count >> SERIAL_BITS:
+            raise ModelError(
+                f"task {task} makes more than {1 << SERIAL_BITS} objects of the class {kind.__name__}: their serial "
+                "numbers would be those of another task's objects. Make a smaller scenario, or more tasks."
+            )
+        return int(task.index << SERIAL_BITS | count)
+
+    def enter_task(self, task: Any) -> int:
+        """A new task: returns its index."""
+        self.tasks.append(task)
+        return len(self.tasks) - 1
+
+    def freed(self, owner: Object) -> None:
+        """An object has been freed in one of the executions. Others may still use it."""
 
     def cells_of(self, mask: int) -> list[Cell]:
         """The cells of a bit set, lowest index first."""

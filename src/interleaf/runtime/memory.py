@@ -263,7 +263,7 @@ class Memory:
         """An access to a field of an object that is freed (or was never allocated): fatal."""
         life = cell.owner.life
         assert life is not None
-        state = "freed" if self.values[life.index] == FREED else "unallocated"
+        state = "freed" if self.peek(life) == FREED else "unallocated"
         verb = "write to" if write else "read of"
         raise ViolationRaised(
             Violation(

@@ -20,7 +20,7 @@ import enum
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
-from .carrier import READ, WRITE, Op, perform
+from .carrier import READ, WRITE, Op, perform, running
 from .cells import Cell, World
 from .findings import ModelError, Violation, ViolationRaised
 from .memory import ALIVE, FREED, Memory
@@ -28,9 +28,6 @@ from .values import Value, canonical
 
 if TYPE_CHECKING:
     from typing import Self
-
-SERIAL_BITS = 10
-"""A task makes at most 2**SERIAL_BITS objects of a class."""
 
 T = TypeVar("T")
 O = TypeVar("O", bound="Object")  # noqa: E741 - the letter for "object"
@@ -99,15 +96,18 @@ def intern_object(
     if parent is not None:
         handle.life = parent.life
     elif cls.freeable:
-        handle.life = world.intern_cell(handle, f"{name}.life", 0, f"{domain_name}.life")
+        handle.life = world.intern_cell(handle, 0, "life")
     world.objects[key] = handle
     return handle
 
 
 def singleton(world: World, cls: type[O]) -> O:
     """The one object of `cls` in every execution, there from the start (the kernel's global variables)."""
-    constants = {name: const.default for name, const in cls.constants.items()}
-    return intern_object(world, cls, cls.__name__, None, cls.__name__, constants)
+    found = world.singletons.get(cls)
+    if found is None:
+        constants = {name: const.default for name, const in cls.constants.items()}
+        found = world.singletons[cls] = intern_object(world, cls, cls.__name__, None, cls.__name__, constants)
+    return found  # type: ignore[return-value]
 
 
 def by_serial(world: World, cls: type[O], serial: int) -> O:
@@ -158,9 +158,7 @@ class Field(Generic[T]):
         cells: dict[Any, Cell] = obj.__dict__["_cells"]
         found = cells.get(self.name)
         if found is None:
-            found = cells[self.name] = obj.world.intern_cell(
-                obj, f"{obj.name}.{self.name}", self.default, f"{obj.domain_name}.{self.name}"
-            )
+            found = cells[self.name] = obj.world.intern_cell(obj, self.default, self.name)
             obj.cells().append(found)
         return found
 
@@ -171,10 +169,17 @@ class Field(Generic[T]):
     def __get__(self, obj: Object | None, owner: type) -> Any:
         if obj is None:
             return self
-        return perform(Read(self.cell(obj), self.marked))
+        carrier = running()
+        if carrier.direct is not None:
+            return carrier.direct.read(self.cell(obj))
+        return carrier.perform(Read(self.cell(obj), self.marked))
 
     def __set__(self, obj: Object, value: T) -> None:
-        perform(Write(self.cell(obj), canonical(value, f"{obj.name}.{self.name}"), self.marked))
+        carrier = running()
+        if carrier.direct is not None:
+            carrier.direct.write(self.cell(obj), value)
+            return
+        carrier.perform(Write(self.cell(obj), canonical(value, f"{obj.name}.{self.name}"), self.marked))
 
 
 class Plain(Field[T]):
@@ -239,9 +244,7 @@ class Array(Generic[T]):
         key = (self.name, index)
         found = cells.get(key)
         if found is None:
-            found = cells[key] = obj.world.intern_cell(
-                obj, f"{obj.name}.{self.name}[{index}]", self.default, f"{obj.domain_name}.{self.name}[]"
-            )
+            found = cells[key] = obj.world.intern_cell(obj, self.default, self.name, index)
             obj.cells().append(found)
         return found
 
@@ -372,12 +375,7 @@ class New(Op):
         name = kind if task.name == "setup" else f"{task.name}:{kind}"
         obj = intern_object(world, self.cls, f"{name}{count}", None, kind, constants)
         if "serial" not in obj.__dict__:
-            if count >> SERIAL_BITS:
-                raise ModelError(
-                    f"task {task} makes more than {1 << SERIAL_BITS} objects of the class {kind}: their serial numbers "
-                    "would be those of another task's objects. Make a smaller scenario, or more tasks."
-                )
-            obj.__dict__["serial"] = (task.index << SERIAL_BITS) | count
+            obj.__dict__["serial"] = world.serial(self.cls, task, count)
             if not constants:
                 world.serials[self.cls, obj.serial] = obj
         if obj.life is not None:
@@ -410,6 +408,7 @@ class Free(Op):
         memory.store_cell(self.life, FREED)
         for cell in self.obj.cells():
             memory.set(cell, cell.default)
+        memory.world.freed(self.obj)
         if memory.observer is not None:
             memory.observer.life(memory.task, self.obj, FREED)
 

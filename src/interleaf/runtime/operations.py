@@ -101,10 +101,13 @@ def operation(
         def call(*args: P.args, **kwargs: P.kwargs) -> Any:
             if kwargs:
                 raise ModelError(f"{function.__name__} is an operation: pass its arguments by position.")
+            carrier = running()
+            if carrier.direct is not None:
+                return carrier.direct.call(function, args)
             for argument in args:
                 canonical(argument, f"argument of {function.__name__}")
             cell = focus(*args, **kwargs) if focus is not None else None
-            return perform(Custom(function, args, cell, marked, releases, words))
+            return carrier.perform(Custom(function, args, cell, marked, releases, words))
 
         return call
 
@@ -122,7 +125,8 @@ class Choose(Op):
         self.what = what
 
     def run(self, memory: Memory) -> Value:
-        raise AssertionError("whoever drives the execution makes choices")
+        """The first outcome, where whoever drives the execution does not choose."""
+        return 0
 
     def text(self, result: Value) -> str:
         return f"{self.what}: {result} of {self.outcomes}"
@@ -207,8 +211,7 @@ def intern_task(world: Any, label: str) -> Task:
     """The task called `label`, with its index in this world."""
     task = intern_object(world, Task, label, None, "Task", {"label": label})
     if "index" not in task.__dict__:
-        task.index = len(world.tasks)
-        world.tasks.append(task)
+        task.index = world.enter_task(task)
     return task
 
 
