@@ -16,6 +16,8 @@ from interleaf.runtime import (
     Array,
     Embedded,
     Execution,
+    Live,
+    LiveWorld,
     Marked,
     Memory,
     ModelError,
@@ -34,7 +36,7 @@ from interleaf.runtime import (
     trace,
 )
 from interleaf.runtime.cells import SERIAL_BITS, Cell
-from interleaf.runtime.live import CROWDED, QUARANTINE, Live, LiveWorld
+from interleaf.runtime.live import CROWDED, QUARANTINE
 from interleaf.runtime.objects import singleton
 from tests.oracle.generate import MIXES, Generator
 

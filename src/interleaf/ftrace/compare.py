@@ -41,7 +41,7 @@ class Comparison:
     def __init__(self, design: Design, options: Options, snapshots: dict[int, Snapshot]) -> None:
         self.driver = Driver(design, options.platform)
         self.result = Result(design.name)
-        self.frames = Frames()
+        self.frames = Frames(self.driver.is_table)
         self._params = list(options.vms)
         self._layout = NPT if options.platform.paging is Paging.NPT else EPT
         self._snapshots = snapshots
@@ -134,7 +134,7 @@ class Comparison:
             self.result.matched += 1
 
     def _why(self) -> str:
-        found = "; ".join(self.driver.violations[-2:])
+        found = "; ".join(list(self.driver.violations)[-2:])
         return f" ({found})" if found else ""
 
     def _next_reaction(self, flow: Flow, event: records.Event) -> Reaction | None:

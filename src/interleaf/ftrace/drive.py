@@ -17,8 +17,7 @@ from interleaf.kvm import trace as model
 from interleaf.kvm.design import Design, Rule
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmParams, KvmVcpu
 from interleaf.mm.mm import Mm
-from interleaf.runtime import ModelError, Task
-from interleaf.runtime.live import Live, LiveWorld
+from interleaf.runtime import Live, LiveWorld, ModelError, Task
 from interleaf.runtime.objects import intern_object, singleton
 
 from .host import Host, follow_host
@@ -29,6 +28,9 @@ THREADS = 64
 
 PATIENCE = 1_000_000
 """Operations between two reactions after which the model is taken to be stuck."""
+
+CROWDED = 1024
+"""Places of tables from which on those are looked for that were freed."""
 
 STIMULI = (
     model.PageFault,
@@ -112,7 +114,9 @@ class Driver:
         self.host = Host(self.memory, mm)
         self.tables: defaultdict[tuple[int, int], list[KvmMmuPage]] = defaultdict(list)
         """Tables by level and first gfn, oldest first."""
-        self.violations: list[str] = []
+        self._crowded = CROWDED
+        self.violations: deque[str] = deque(maxlen=64)
+        """What the model has violated last."""
 
     # what is there
 
@@ -182,6 +186,11 @@ class Driver:
         found = self.world.serials.get((KvmMmuPage, pfn - PAGE_TABLE_PFN_BASE))
         return found if isinstance(found, KvmMmuPage) else None
 
+    def is_table(self, pfn: int) -> bool:
+        """Is there a table of the model in the frame `pfn` that has not been freed?"""
+        found = self.table_of_pfn(pfn)
+        return found is not None and self.alive(found)
+
     # threads
 
     def thread(self) -> Thread:
@@ -237,7 +246,7 @@ class Driver:
             self.begin(helper, "create vCPU", self.kvm)
             self.finish(helper)
             if len(self.vcpus()) == known:
-                raise ModelError(f"the model of {self.design.name} cannot make a vCPU: {self.violations[-1:]}")
+                raise ModelError(f"the model of {self.design.name} cannot make a vCPU: {'; '.join(self.violations)}")
             if self.idle(helper):
                 self.give_back(helper)
         return self.vcpus()[index]
@@ -282,5 +291,9 @@ class Driver:
             table = gfn & -pages_per_entry(role.level + 1), role.level
             if isinstance(record, model.GetPage):
                 self.tables[role.level, table[0]].append(sp)
+                if len(self.tables) >= self._crowded:
+                    for place in list(self.tables):
+                        self.tables_at(*place)
+                    self._crowded = CROWDED + 2 * len(self.tables)
         self.reactions.append(Reaction(task, record, table))
         self.live.pause()

@@ -8,6 +8,7 @@ agree.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
 from interleaf.kvm import trace as model
 from interleaf.kvm.kvm_host import RetPf
@@ -15,6 +16,9 @@ from interleaf.kvm.kvm_host import RetPf
 from . import records
 from .drive import Reaction
 from .spte import NON_PRESENT, PFN_MASK, pfn_of, points_to_table
+
+CROWDED = 1024
+"""Frames from which on those are looked for whose table has been freed."""
 
 
 class Rule(enum.StrEnum):
@@ -28,14 +32,20 @@ class Rule(enum.StrEnum):
 
 
 class Frames:
-    """Which frame of the trace each table of the model has."""
+    """Which frame of the trace each table of the model has. `is_table`: is there still a table in that frame of the
+    model?"""
 
-    def __init__(self) -> None:
+    def __init__(self, is_table: Callable[[int], bool]) -> None:
         self.real: dict[int, int] = {}
         """pfn in the model -> pfn in the trace."""
+        self._is_table = is_table
+        self._crowded = CROWDED
 
     def bind(self, mine: int, real: int) -> bool:
         """From now on the model's table `mine` is the frame `real`; False if it is another one already."""
+        if len(self.real) >= self._crowded:
+            self.real = {table: frame for table, frame in self.real.items() if self._is_table(table)}
+            self._crowded = CROWDED + 2 * len(self.real)
         return self.real.setdefault(mine, real) == real
 
     def spte(self, value: int, level: int) -> int:

@@ -120,7 +120,7 @@ def lock_acquire(memory: Memory, cell: Cell, read: int, site: Site) -> None:
     if not held.any:
         return
     order = lock_order(memory)
-    key = (held.locks, cell.index, read)
+    key = (held.key, cell.index, read)
     messages = order.seen.get(key)
     if messages is None:
         messages = order.seen[key] = tuple(_depend(order, cell, held, read == RECURSIVE_READ, place(site)))

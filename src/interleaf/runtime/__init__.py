@@ -9,6 +9,7 @@ The parts, in reading order:
 * `objects`     classes with declared shared fields, written like kernel structs;
 * `operations`  what a task can do in one indivisible action, and how a model declares more of it;
 * `execution`   one run, step by step, from a schedule;
+* `live`        a run that is followed and not searched, as long as it likes;
 * `races`       happens-before detection of data races in one run;
 * `findings`    a violated property.
 
@@ -19,6 +20,7 @@ from .carrier import checkpoint, is_running, quiet, routine
 from .cells import World
 from .execution import Execution, Move, Schedule, Step, StepLimit
 from .findings import ModelError, Violation
+from .live import Live, LiveWorld
 from .memory import BLOCK, Memory
 from .objects import Array, Const, Embedded, Marked, Object, Plain, container_of, free, new
 from .operations import (
@@ -50,6 +52,8 @@ __all__ = [
     "Const",
     "Embedded",
     "Execution",
+    "Live",
+    "LiveWorld",
     "Marked",
     "Memory",
     "ModelError",

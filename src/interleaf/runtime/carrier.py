@@ -288,13 +288,13 @@ def function_key(function: Callable[..., Any]) -> Any:
 
 def running() -> Carrier:
     """The carrier of the code that is running now."""
-    carrier: Carrier | None = getattr(getcurrent(), "carrier", None)
-    if carrier is None:
+    try:
+        return getcurrent().carrier  # type: ignore[attr-defined, no-any-return]
+    except AttributeError:
         raise ModelError(
             "a shared field was used outside a task. Model state exists in an execution only: use it in the "
             "scenario's functions, or peek() at a memory in a check."
-        )
-    return carrier
+        ) from None
 
 
 def is_running() -> bool:

@@ -30,7 +30,7 @@ from greenlet import getcurrent
 from .carrier import Carrier, Op, TaskGreenlet
 from .cells import Cell, World
 from .findings import ModelError, Violation, ViolationRaised
-from .memory import ALIVE, BLOCK, NOTHING_HELD, Held, Memory
+from .memory import ALIVE, BLOCK, NOTHING_HELD, Memory, held_locks
 from .objects import Object
 from .operations import Task, end_task, intern_task
 from .values import Value
@@ -109,6 +109,9 @@ class LiveWorld(World):
         self._given_back.append(task.index)
 
     def freed(self, owner: Object) -> None:
+        """All but its life is forgotten at once: nobody may look at the rest any more."""
+        owner.__dict__["_cells"].clear()
+        owner.cells().clear()
         self._quarantine.append(owner)
 
 
@@ -206,12 +209,7 @@ class LiveMemory(Memory):
         """Nobody leaves scheduling points out."""
 
     def _now_holds(self, locks: tuple[tuple[Cell, bool], ...]) -> None:
-        exclusive = every = 0
-        for lock, is_exclusive in locks:
-            every |= lock.bit
-            if is_exclusive:
-                exclusive |= lock.bit
-        self.held[self.task] = Held(locks, exclusive, every) if locks else NOTHING_HELD
+        self.held[self.task] = held_locks(locks)
 
 
 class LiveCarrier(Carrier):

@@ -41,9 +41,21 @@ class Held:
     """(lock's cell, held exclusively?)"""
     exclusive: int = 0
     any: int = 0
+    key: tuple[tuple[int, bool], ...] = ()
+    """`locks` by the indices of the cells: equal ones are held in the same way."""
 
 
 NOTHING_HELD = Held()
+
+
+def held_locks(locks: tuple[tuple[Cell, bool], ...]) -> Held:
+    """What a task has that holds these locks."""
+    exclusive = any_mode = 0
+    for lock, is_exclusive in locks:
+        any_mode |= lock.bit
+        if is_exclusive:
+            exclusive |= lock.bit
+    return Held(locks, exclusive, any_mode, tuple((lock.index, is_exclusive) for lock, is_exclusive in locks))
 
 
 class Observer(Protocol):
@@ -231,12 +243,7 @@ class Memory:
     def _now_holds(self, locks: tuple[tuple[Cell, bool], ...]) -> None:
         held = self.world.holds.get(locks)
         if held is None:
-            exclusive = any_mode = 0
-            for lock, is_exclusive in locks:
-                any_mode |= lock.bit
-                if is_exclusive:
-                    exclusive |= lock.bit
-            held = self.world.holds[locks] = Held(locks, exclusive, any_mode)
+            held = self.world.holds[locks] = held_locks(locks)
         self.journal.append((~self.task, self.held[self.task]))
         self.held[self.task] = held
 

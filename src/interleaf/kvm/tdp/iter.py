@@ -1,9 +1,10 @@
 """The TDP iterator: a walk over the entries of a root, parents before children, that survives yields.
 
 The kernel's `struct tdp_iter` changes in place; here it is an immutable value, and each function returns the next
-one. Only entries that lead to a gfn of `Kvm.gfns` are visited, if that names any: all others are never written.
-Passing over others counts as progress, as it does in the kernel, which looks at each of them. (kernel tdp_iter.c,
-v6.12)
+one. Only entries that lead to a gfn of `Kvm.gfns` are visited, if that names any: all others are never written. In a
+run that happens only once it is known which entries have not been written yet, and a walk passes them over on its way
+to the side. Passing over others counts as progress, as it does in the kernel, which looks at each of them. (kernel
+tdp_iter.c, v6.12)
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from interleaf.hw.frames import PAGE_TABLE_PFN_BASE
-from interleaf.hw.page_table import gfn_round_for_level, next_entry, pages_per_entry
+from interleaf.hw.page_table import ENTRIES_PER_TABLE, gfn_round_for_level, index_of, next_entry, pages_per_entry
 from interleaf.kvm.design import rule
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
 from interleaf.runtime import Memory, object_of, operation, routine
@@ -127,22 +128,26 @@ def _step_down(kvm: Kvm, it: TdpIter) -> TdpIter | None:
 def _step_side(kvm: Kvm, it: TdpIter) -> TdpIter | None:
     """To the next entry of the table, or up until there is one (try_step_side, try_step_up)."""
     end = it.end
-    return _seek(kvm, it, it.pt_path, it.gfn, end, end)
+    return _seek(kvm, it, it.pt_path, it.gfn, end, end, True)
 
 
 def _enter(kvm: Kvm, it: TdpIter, pt_path: tuple[KvmMmuPage, ...]) -> TdpIter | None:
     """To the entry of the table `pt_path[-1]` that leads to where the walk aims, or to the next one."""
     aim = it.next_last_level_gfn
-    return _seek(kvm, it, pt_path, aim, gfn_round_for_level(aim, it.root_level + 1 - len(pt_path)), aim)
+    return _seek(kvm, it, pt_path, aim, gfn_round_for_level(aim, it.root_level + 1 - len(pt_path)), aim, False)
 
 
-def _seek(kvm: Kvm, it: TdpIter, pt_path: tuple[KvmMmuPage, ...], inside: int, start: int, aim: int) -> TdpIter | None:
+def _seek(
+    kvm: Kvm, it: TdpIter, pt_path: tuple[KvmMmuPage, ...], inside: int, start: int, aim: int, sideways: bool
+) -> TdpIter | None:
     """To the first entry from gfn `start` on that can ever be written: of the table `pt_path[-1]`, which covers the
-    gfn `inside`, or of the next one further up."""
+    gfn `inside`, or of the next one further up. `sideways`: that can have been written."""
     gfns, level = kvm.gfns, it.root_level + 1 - len(pt_path)
     while True:
         end = gfn_round_for_level(inside, level + 1) + pages_per_entry(level + 1)
         found = next_entry(gfns, start, end, level)
+        if sideways and gfns is None and found is not None:
+            found = _next_touched(pt_path[-1], found, level)
         if found is not None:
             break
         if len(pt_path) == 1:
@@ -158,3 +163,10 @@ def _seek(kvm: Kvm, it: TdpIter, pt_path: tuple[KvmMmuPage, ...], inside: int, s
         it.root_level,
         it.as_id,
     )
+
+
+def _next_touched(sp: KvmMmuPage, gfn: int, level: int) -> int | None:
+    """The first gfn, from `gfn` on, of an entry of `sp` that can have been written; None if there is none."""
+    start = index_of(gfn, level)
+    index = KvmMmuPage.spt.next_touched(sp, start, ENTRIES_PER_TABLE)
+    return None if index is None else gfn + (index - start) * pages_per_entry(level)
