@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import compiled, growth, hole, ingredients, locks, memory, symmetry, tracing
+from . import comparing, compiled, growth, hole, ingredients, locks, memory, symmetry, tracing
 from .measure import FULL, Record, Scale, machine
 from .report import DOCUMENT, described, keep, renew
 
@@ -28,6 +28,7 @@ BENCHMARKS = {
     "memory": Benchmark(memory.run, memory.tables),
     "compiled": Benchmark(compiled.run, compiled.tables),
     "tracing": Benchmark(tracing.run, tracing.tables),
+    "comparing": Benchmark(comparing.run, comparing.tables),
 }
 
 

@@ -1,8 +1,8 @@
-"""Traces: how many events a second are read, fitted together, and summarised, beside `grep -c` on the same file.
+"""Traces: how many events a second are read, fitted together, and summarised, beside grep and zgrep on the same file.
 
 The file is a carried trace of a real kernel (two vCPUs that race to build the same tables, w08e) a number of times in
-a row, as plain text. Each run is a process of its own, so that its memory counts; a repeated trace is no single VM's
-life, so what is fitted together is each repetition by itself.
+a row, as plain text and compressed. Each run is a process of its own, so that its memory counts; a repeated trace is
+no single VM's life, so what is fitted together is each repetition by itself.
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ AIM = 300_000
 """Events a second that reading aims at, on one core."""
 
 GREP = "grep -c"
+ZGREP = "zgrep -c, compressed"
+READING = "reading"
+READING_COMPRESSED = "reading, compressed"
 
 PROGRAMS = {
-    "reading": "for event in Trace(path): pass",
+    READING: "for event in Trace(path): pass",
+    READING_COMPRESSED: "for event in Trace(path): pass",
     "reading, and fitting together": "known = Reconstruction()\nfor event in Trace(path): known.feed(event)",
     "interleaf trace summary, all of it": "summarise(path, Path('/dev/null'), Path('/dev/null'), None, False)",
 }
@@ -36,32 +40,39 @@ from pathlib import Path
 from interleaf.ftrace.reader import Trace
 from interleaf.ftrace.reconstruct import Reconstruction
 from interleaf.tracing import summarise
+from bench.measure import peak
 path = Path(sys.argv[1])
 """
+
+EPILOGUE = "\nprint(peak())"
 
 
 def run(scale: Scale) -> list[Record]:
     """Measure all of them on the same file."""
     times = 8 if scale.full else 1
-    file = _long_trace(times)
-    lines = _lines(file)
-    records = [median(scale.repeats, functools.partial(_grep, file, lines))]
+    long, once = repeated(SOURCE, times), repeated(SOURCE, 1)
+    compressed = repeated(SOURCE, times, compress=True)
+    many, few = _lines(long), _lines(once)
+    records = [
+        median(scale.repeats, functools.partial(_grep, GREP, long, many)),
+        median(scale.repeats, functools.partial(_grep, ZGREP, compressed, many)),
+    ]
     for what, program in PROGRAMS.items():
         # fitting together is measured on one life of a VM, reading on a long file
-        chosen = file if what == "reading" else _long_trace(1)
-        number = _lines(chosen)
-        records.append(median(scale.repeats, functools.partial(_ours, what, program, chosen, number)))
+        file = {READING: long, READING_COMPRESSED: compressed}.get(what, once)
+        lines = few if file is once else many
+        records.append(median(scale.repeats, functools.partial(_ours, what, program, file, lines)))
     return records
 
 
-def _long_trace(times: int) -> Path:
-    """The carried trace `times` times in a row."""
+def repeated(trace: Path, times: int, *, compress: bool = False) -> Path:
+    """A carried trace, so many times in a row, as plain text or compressed."""
     SCRATCH.mkdir(exist_ok=True)
-    file = SCRATCH / f"trace-{times}.txt"
+    file = SCRATCH / f"{trace.name.removesuffix('.trace.gz')}-{times}.txt{'.gz' if compress else ''}"
     if not file.exists():
-        text = gzip.decompress(SOURCE.read_bytes())
+        text = gzip.decompress(trace.read_bytes())
         part = file.with_suffix(".part")
-        with part.open("wb") as output:
+        with gzip.open(part, "wb") if compress else part.open("wb") as output:
             for _ in range(times):
                 output.write(text)
         part.replace(file)
@@ -74,40 +85,44 @@ def _lines(file: Path) -> int:
         return sum(1 for _ in text)
 
 
-def _grep(file: Path, lines: int) -> Record:
-    record: Record = {"what": GREP, "lines": lines}
-    program = shutil.which("grep")
+def _grep(what: str, file: Path, lines: int) -> Record:
+    record: Record = {"what": what, "lines": lines}
+    name = what.partition(" ")[0]
+    program = shutil.which(name)
     if program is None:
-        return record | {"unavailable": "there is no grep", "seconds": None}
-    ran = run_command([program, "-c", "kvm_tdp_mmu_spte_changed", file])
-    return record | {"seconds": ran.seconds, "peak": ran.peak}
+        return record | {"unavailable": f"there is no {name}", "seconds": None}
+    return record | {"seconds": run_command([program, "-c", "kvm_tdp_mmu_spte_changed", file]).seconds}
 
 
 def _ours(what: str, program: str, file: Path, lines: int) -> Record:
     """Without the time that Python and the imports take."""
     try:
         empty = run_command([sys.executable, "-c", PRELUDE, file])
-        ran = run_command([sys.executable, "-c", PRELUDE + program, file])
+        ran = run_command([sys.executable, "-c", PRELUDE + program + EPILOGUE, file])
     except Unavailable as error:
         return {"what": what, "lines": lines, "seconds": None, "unavailable": str(error)}
-    return {"what": what, "lines": lines, "seconds": ran.seconds - empty.seconds, "peak": ran.peak}
+    return {"what": what, "lines": lines, "seconds": ran.seconds - empty.seconds, "peak": int(ran.output.split()[-1])}
 
 
 def tables(records: list[Record]) -> dict[str, str]:
     """The table of this benchmark, by its place in the document."""
-    grep = _each(next((record for record in records if record["what"] == GREP), {}))
+    peers = {name: _each(next((record for record in records if record["what"] == name), {})) for name in (GREP, ZGREP)}
     rows = [
         (
             str(record["what"]),
             count(record["lines"]),
             str(record["unavailable"]) if record.get("unavailable") else duration(record["seconds"]),
             NONE if not (each := _each(record)) else count(1 / each),
-            ratio(_each(record), grep),
+            ratio(each, peers[ZGREP if record["what"] in (ZGREP, READING_COMPRESSED) else GREP]),
             size(record.get("peak")),
         )
         for record in records
     ]
-    return {"tracing-speed": table(("what", "events", "time", "events/s", "time of an event, grep = 1", "peak"), rows)}
+    return {
+        "tracing-speed": table(
+            ("what", "events", "time", "events/s", "time of an event, grep or zgrep = 1", "peak"), rows
+        )
+    }
 
 
 def _each(record: Record) -> float | None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import compiled, growth, hole, ingredients, locks, memory, report, tracing
+from bench import comparing, compiled, growth, hole, ingredients, locks, memory, report, tracing
 from bench.__main__ import BENCHMARKS, main
 from bench.measure import Record, machine
 
@@ -55,9 +55,17 @@ RECORDS: dict[str, list[Record]] = {
         SEARCH | {"part": "speed", "engine": "compiled", "size": "5x8", "seconds": 1.2},
     ],
     "tracing": [
-        {"what": tracing.GREP, "lines": 100_000, "seconds": 0.01, "peak": 2_000_000},
+        {"what": tracing.GREP, "lines": 100_000, "seconds": 0.01},
+        {"what": tracing.ZGREP, "lines": 100_000, "seconds": 0.1},
+        {"what": tracing.READING_COMPRESSED, "lines": 100_000, "seconds": 0.6, "peak": 30_000_000},
         {"what": "reading", "lines": 100_000, "seconds": 0.5, "peak": 30_000_000},
         {"what": "other", "lines": 100_000, "seconds": None, "unavailable": "it ended with 1"},
+    ],
+    "comparing": [
+        {"part": "speed", "workload": "w01", "changes": 1000, "events": 2000, "seconds": 0.5},
+        {"part": "speed", "workload": "w02", "changes": 3000, "events": 5000, "seconds": 0.5},
+        {"part": "speed", "workload": "w03", "changes": 3000, "seconds": None, "unavailable": "5 events diverge"},
+        {"part": "memory", "workload": "w01", "times": 4, "changes": 4000, "events": 8000, "peak": 30_000_000},
     ],
 }
 
@@ -102,6 +110,30 @@ def test_compiled_modules_say_why_not() -> None:
     tables = compiled.tables(RECORDS["compiled"])
     assert "it looks at call frames" in tables["compiled-modules"]
     assert "0.4\N{MULTIPLICATION SIGN}" in tables["compiled-speed"]
+
+
+def test_reading_is_beside_grep_and_zgrep_on_the_same_file() -> None:
+    lines = tracing.tables(RECORDS["tracing"])["tracing-speed"].splitlines()
+    ratios = {line.split("|")[1].strip(): line.split("|")[-3].strip() for line in lines[2:]}
+    assert ratios == {
+        tracing.GREP: "1.0\N{MULTIPLICATION SIGN}",
+        tracing.ZGREP: "1.0\N{MULTIPLICATION SIGN}",
+        tracing.READING: "50\N{MULTIPLICATION SIGN}",
+        tracing.READING_COMPRESSED: "6.0\N{MULTIPLICATION SIGN}",
+        "other": report.NONE,
+    }
+
+
+def test_what_diverges_has_no_speed() -> None:
+    table = comparing.tables(RECORDS["comparing"])["comparing-speed"].splitlines()
+    assert "5 events diverge" in table[-2]
+    assert [cell.strip() for cell in table[-1].split("|")[1:-1]] == [
+        "all of them",
+        report.count(7000),
+        report.count(4000),
+        "1.0 s",
+        report.count(4000),
+    ]
 
 
 def test_compiling_is_stated_apart() -> None:
