@@ -115,6 +115,9 @@ class Direct(Protocol):
     def write(self, cell: Any, value: Value) -> None:
         """Write a field."""
 
+    def perform(self, op: Op) -> Value:
+        """Perform an operation."""
+
     def call(self, run: Callable[..., Value], arguments: tuple[Value, ...]) -> Value:
         """Perform the operation whose body is `run`."""
 
@@ -304,7 +307,8 @@ def is_running() -> bool:
 
 def perform(op: Op) -> Value:
     """Request one operation from inside a task; returns its result."""
-    return running().perform(op)
+    carrier = running()
+    return carrier.perform(op) if carrier.direct is None else carrier.direct.perform(op)
 
 
 def routine(function: Callable[P, R]) -> Callable[P, R]:

@@ -41,6 +41,9 @@ FOREVER = 1 << 62
 QUARANTINE = 1024
 """Freed objects that are still found by their serial number, so that a use after the freeing is told as such."""
 
+HOLDS = 64
+"""Sets of held locks that are remembered, so as not to make each of them anew."""
+
 CROWDED = 4096
 """Cells of an object from which on those are looked for that need not be kept."""
 
@@ -161,12 +164,25 @@ class LiveMemory(Memory):
         self.left -= 1
         self.store_cell(cell, value)
 
+    def perform(self, op: Op) -> Value:
+        """Perform an operation, waiting until it can happen."""
+        if not self.left:
+            give_way()
+        self.left -= 1
+        result = op.run(self)
+        return self._wait(op.run, ()) if result is BLOCK else result
+
     def call(self, run: Callable[..., Value], arguments: tuple[Value, ...]) -> Value:
         """Perform the operation whose body is `run`, waiting until it can happen."""
         if not self.left:
             give_way()
         self.left -= 1
         result = run(self, *arguments)
+        return self._wait(run, arguments) if result is BLOCK else result
+
+    def _wait(self, run: Callable[..., Value], arguments: tuple[Value, ...]) -> Value:
+        """Let others run until the operation, which could not happen, has happened."""
+        result: Value = BLOCK
         while result is BLOCK:
             self.left += 1
             give_way()
@@ -209,7 +225,13 @@ class LiveMemory(Memory):
         """Nobody leaves scheduling points out."""
 
     def _now_holds(self, locks: tuple[tuple[Cell, bool], ...]) -> None:
-        self.held[self.task] = held_locks(locks)
+        holds = self.world.holds
+        held = holds.get(locks)
+        if held is None:
+            if len(holds) >= HOLDS:
+                holds.clear()
+            held = holds[locks] = held_locks(locks)
+        self.held[self.task] = held
 
 
 class LiveCarrier(Carrier):
@@ -225,9 +247,6 @@ class LiveCarrier(Carrier):
         """The fatal violation that has stopped the task, if one has."""
         self._greenlet = TaskGreenlet(self._live)
         self._greenlet.carrier = self
-
-    def perform(self, op: Op) -> Value:
-        return self.memory.call(op.run, ())
 
     def proceed(self) -> None:
         """Run until the task gives way, ends, or is stopped."""

@@ -19,9 +19,8 @@ from interleaf.hw.page_table import index_of
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
 from interleaf.mm.page import note_mapped, note_unmapped
 from interleaf.runtime import Memory, Value, Violation, operation, quiet
-from interleaf.runtime.carrier import perform
 from interleaf.runtime.cells import Cell
-from interleaf.runtime.objects import Read
+from interleaf.runtime.objects import Read, read_cell
 
 from . import ghost
 from .ghost import note
@@ -35,8 +34,8 @@ class _ReadSpte(Read):
 
     name = "kvm_tdp_mmu_read_spte"
 
-    def __init__(self, kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int) -> None:
-        super().__init__(_cell(sp, gfn, level), True)
+    def __init__(self, cell: Cell, kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int) -> None:
+        super().__init__(cell, True)
         self.entry = (kvm, sp, gfn, level)
 
     def text(self, result: Value) -> str:
@@ -47,7 +46,7 @@ class _ReadSpte(Read):
 
 def kvm_tdp_mmu_read_spte(kvm: Kvm, sp: KvmMmuPage, gfn: int, level: int) -> int:
     """Read an entry (READ_ONCE). In an RCU reader, mmu_lock held."""
-    return int(perform(_ReadSpte(kvm, sp, gfn, level))) or kvm.masks.nonpresent
+    return int(read_cell(_cell(sp, gfn, level), _ReadSpte, kvm, sp, gfn, level)) or kvm.masks.nonpresent
 
 
 def _cell(sp: KvmMmuPage, gfn: int, level: int) -> Cell:
