@@ -38,7 +38,7 @@ from .values import Value
 FOREVER = 1 << 62
 """Operations that a task may perform, unless the caller says otherwise."""
 
-QUARANTINE = 1024
+QUARANTINE = 256
 """Freed objects that are still found by their serial number, so that a use after the freeing is told as such."""
 
 HOLDS = 64
@@ -115,7 +115,8 @@ class LiveWorld(World):
         """All but its life is forgotten at once: nobody may look at the rest any more."""
         owner.__dict__["_cells"].clear()
         owner.cells().clear()
-        self._quarantine.append(owner)
+        if self.serials.get((type(owner), owner.serial)) is owner:
+            self._quarantine.append(owner)
 
 
 def _thin_out(owner: Object) -> None:
