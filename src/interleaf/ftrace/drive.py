@@ -1,12 +1,13 @@
 """The model, run as a trace says: threads that are told what to do, stepped until each reaction.
 
 Each thread of the trace is a thread of the model. It runs from one reaction (a record of `kvm/trace.py`) to the next;
-when it waits for a lock or for a grace period, the others run.
+when it waits for a lock or for a grace period, the others run, each as far as its own next reaction.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -18,10 +19,12 @@ from interleaf.kvm.design import Design, Rule
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmParams, KvmVcpu
 from interleaf.mm.mm import Mm
 from interleaf.runtime import Execution, ModelError, Task, World
+from interleaf.runtime.cells import Cell
 from interleaf.runtime.objects import intern_object, singleton
 
 from .host import Host, follow_host
 from .programs import Command, Machine, Mailbox, boot, start_thread
+from .rewind import Past
 
 THREADS = 64
 """Threads that a machine starts with."""
@@ -76,7 +79,34 @@ class Thread:
     def __init__(self, task: Task, mailbox: Mailbox) -> None:
         self.task = task
         self.mailbox = mailbox
-        self.command: Command | None = None
+        self.reactions: deque[Reaction] = deque()
+        """What it has done, and nobody has looked at yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A step that was taken, and the cells that it depends on."""
+
+    at: int
+    """How many steps were taken before it for the same event, not counting those of others."""
+    task: Task
+    length: int
+    """Operations that the task had done after it."""
+    reads: int
+    writes: int
+
+    def conflicts(self, later: Taken) -> bool:
+        """Does it matter which of the two comes first?"""
+        return bool(self.writes & (later.reads | later.writes) or self.reads & later.writes)
+
+
+@dataclass(frozen=True, slots=True)
+class Detour:
+    """Before the step of that number, another task takes its steps until it has done so many operations."""
+
+    at: int
+    task: Task
+    length: int
 
 
 class Driver:
@@ -100,16 +130,25 @@ class Driver:
 
         self.run = Execution(self.world, setup, step_limit=1 << 62)
         self.memory = self.run.memory
-        self.reactions: deque[Reaction] = deque()
+        self.past = Past(self.run)
         self.world.listener = self._listen
         tasks = {task.name: task for task in self.run.unfinished}
-        self._free = [Thread(tasks[f"thread{n}"], mailbox) for n, mailbox in reversed(list(enumerate(mailboxes)))]
-        self._mine = {thread.task.index for thread in self._free}
+        self._free = [Thread(tasks[f"thread{n}"], mailbox) for n, mailbox in enumerate(mailboxes)]
+        self._mine = {thread.task.index: thread for thread in self._free}
+        self.strays: deque[Reaction] = deque()
+        """Reactions of tasks that the model has started by itself."""
+        self.foresee: Callable[[Thread], None] = lambda _thread: None
+        """Called before another thread than that whose turn it is takes a step."""
+        self.taken: list[Taken] | None = None
+        """The steps that are taken, while somebody wants to know."""
+        self.detours: deque[Detour] = deque()
+        self.clock = 0
+        """Steps since the detours were set."""
         mm = self.memory.peek(Machine.mm.cell(machine))
         assert isinstance(mm, Mm)
         self.mm = mm
-        self.host = Host(self.memory, mm)
-        self.tables: defaultdict[tuple[int, int], list[KvmMmuPage]] = defaultdict(list)
+        self.host = Host(self.memory, mm, self.past.note)
+        self.tables: dict[tuple[int, int], tuple[KvmMmuPage, ...]] = {}
         """Tables by level and first gfn, oldest first."""
         self.violations: list[str] = []
 
@@ -133,19 +172,26 @@ class Driver:
     def alive(self, sp: KvmMmuPage) -> bool:
         return is_allocated(self.memory, sp)
 
-    def tables_at(self, level: int, gfn: int) -> list[KvmMmuPage]:
+    def tables_at(self, level: int, gfn: int) -> tuple[KvmMmuPage, ...]:
         """The tables of `level` that have an entry for `gfn`, oldest first; those that were freed are forgotten."""
         place = level, gfn & -pages_per_entry(level + 1)
         found = self.tables.get(place)
         if found is None:
-            return []
-        kept = [sp for sp in found if self.alive(sp)]
+            return ()
+        kept = tuple(sp for sp in found if self.alive(sp))
         if len(kept) != len(found):
-            if kept:
-                self.tables[place] = kept
-            else:
-                del self.tables[place]
+            self._tables_are(place, kept)
         return kept
+
+    def _tables_are(self, place: tuple[int, int], tables: tuple[KvmMmuPage, ...]) -> None:
+        self.past.note(self._put_back, place, self.tables.get(place))
+        self._put_back(place, tables)
+
+    def _put_back(self, place: tuple[int, int], tables: tuple[KvmMmuPage, ...] | None) -> None:
+        if tables:
+            self.tables[place] = tables
+        else:
+            self.tables.pop(place, None)
 
     def entry(self, sp: KvmMmuPage, index: int) -> int:
         """An entry of a table; 0 is the design's non-present value."""
@@ -187,36 +233,87 @@ class Driver:
         """A thread that does nothing yet. Raises ModelError if all have got stuck."""
         if not self._free:
             raise ModelError(f"the model of {self.design.name} has all its {THREADS} threads waiting for ever.")
-        return self._free.pop()
+        self.past.note(self._free.insert, 0, self._free[0])
+        return self._free.pop(0)
 
     def give_back(self, thread: Thread) -> None:
+        self.past.note(self._free.pop)
         self._free.append(thread)
 
     def begin(self, thread: Thread, *command: object) -> None:
         """Tell an idle thread what to do."""
-        assert thread.command is None, (thread.command, command)
-        thread.command = command
+        assert self.idle(thread), command
+        self.past.rest(thread.task)
         self.memory.set(Mailbox.command.cell(thread.mailbox), command)
+
+    def command(self, thread: Thread) -> Command | None:
+        """What the thread is doing."""
+        found: Command | None = self.memory.peek(Mailbox.command.cell(thread.mailbox))
+        return found
 
     def idle(self, thread: Thread) -> bool:
         """Has the thread done what it was told?"""
-        if thread.command is not None and self.memory.peek(Mailbox.command.cell(thread.mailbox)) is None:
-            thread.command = None
-        return thread.command is None
+        return self.memory.peek(Mailbox.command.cell(thread.mailbox)) is None
+
+    def reaction(self, thread: Thread) -> Reaction:
+        """What the thread has done, which is now looked at."""
+        found = thread.reactions.popleft()
+        self.past.note(thread.reactions.appendleft, found)
+        return found
+
+    def stray(self) -> Reaction | None:
+        """What a task of the model's own has done, which is now looked at."""
+        if not self.strays:
+            return None
+        found = self.strays.popleft()
+        self.past.note(self.strays.appendleft, found)
+        return found
 
     def advance(self, thread: Thread) -> bool:
-        """Run the thread until its next reaction, and others where it waits for them. False if it is idle, or waits for
+        """Run the thread until it has a reaction, and others where it waits for them. False if it is idle, or waits for
         something that the trace has to say."""
         steps = 0
-        while not self.reactions:
+        while not thread.reactions:
             if self.idle(thread):
                 return False
-            if not self._step(thread.task) and not self._others(thread.task):
+            if not self._step(thread.task) and (self._asks_host(thread.task) or not self._others(thread.task)):
                 return False
             steps += 1
             if steps > PATIENCE:
                 return False
         return True
+
+    def wander(self) -> bool:
+        """A step of any task of the model's own; False if none can take one, or one has reacted."""
+        if self.strays:
+            return False
+        return any(self._step(self.world.tasks[index]) for index in list(self.run.pending) if index not in self._mine)
+
+    def ahead(self, task: Task, length: int | None = None) -> None:
+        """Let a task take steps before its turn: until it has done `length` operations, reacts, or has to wait."""
+        thread = self._mine.get(task.index)
+        if thread is not None:
+            if thread.reactions or self.idle(thread):
+                return
+            self.foresee(thread)
+        for _ in range(PATIENCE):
+            if task.index not in self.run.pending or (length is not None and self.past.length(task) >= length):
+                return
+            if (thread is not None and (thread.reactions or self.idle(thread))) or not self._take(task):
+                return
+
+    def busy(self) -> list[Thread]:
+        """Threads that have something to do."""
+        return [thread for thread in self._mine.values() if not self.idle(thread)]
+
+    def looked(self, thread: Thread, *cells: Cell) -> None:
+        """What comes next depends on these cells, which somebody has looked at for the thread."""
+        self._go_round()
+        if self.taken is not None:
+            reads = 0
+            for cell in cells:
+                reads |= cell.bit
+            self.taken.append(Taken(self.clock, thread.task, self.past.length(thread.task), reads, 0))
 
     def finish(self, thread: Thread) -> bool:
         """Run the thread until it is idle; False if it reacts, or waits."""
@@ -255,29 +352,67 @@ class Driver:
     def forget_vm(self) -> None:
         """The VM is gone."""
         self.memory.set(Machine.kvm.cell(self._machine), None)
-        self.tables.clear()
+        self.past.note(setattr, self, "tables", self.tables)
+        self.tables = {}
+
+    def _asks_host(self, task: Task) -> bool:
+        """Does the task look at the host's mappings, of which the trace has to tell?"""
+        op = self.run.pending.get(task.index)
+        return op is not None and op.focus is not None and op.focus.owner is self.mm
 
     def _others(self, waiting: Task) -> bool:
-        """A step of somebody else: of a task that the model has started by itself, or of a thread that is busy."""
-        for index in sorted(self.run.pending, key=lambda index: index in self._mine):
+        """A step of somebody else: of a task that the model has started by itself, of a thread that has what is waited
+        for, or of another one; of none further than to its next reaction."""
+        op = self.run.pending[waiting.index]
+        wanted = op.focus.bit if op.focus is not None else 0
+        held = self.memory.held
+
+        def order(index: int) -> tuple[bool, bool]:
+            return index in self._mine, not held[index].any & wanted
+
+        for index in sorted(self.run.pending, key=order):
             task = self.world.tasks[index]
-            if task is not waiting and self._step(task):
+            thread = self._mine.get(index)
+            if task is waiting:
+                continue
+            if thread is not None:
+                if thread.reactions or self.idle(thread):
+                    continue
+                self.foresee(thread)
+            if self._take(task):
                 return True
         return False
 
     def _step(self, task: Task) -> bool:
-        step = self.run.step(task)
-        if step is None:
+        """A step of a task whose turn it is."""
+        self._go_round()
+        if task.index not in self.run.pending:
             return False
-        self.run.steps.clear()
-        if len(self.memory.journal) > 1 << 16:
-            self.memory.journal.clear()
-        for violation in step.violations:
-            self.violations.append(f"{violation.rule}: {violation.message}")
+        if not self._take(task):
+            return False
+        self.clock += 1
         return True
 
+    def _go_round(self) -> None:
+        while self.detours and self.detours[0].at <= self.clock:
+            detour = self.detours.popleft()
+            self.ahead(detour.task, detour.length)
+
+    def _take(self, task: Task) -> bool:
+        if not self.past.step(task):
+            return False
+        run = self.run
+        step = run.steps.pop()
+        if self.taken is not None:
+            reads = step.reads | self.memory.further
+            self.taken.append(Taken(self.clock, task, self.past.length(task), reads, step.writes))
+        for violation in step.violations:
+            self.past.note(self.violations.pop)
+            self.violations.append(f"{violation.rule}: {violation.message}")
+        return not step.fatal
+
     def _listen(self, task: Task, record: object) -> None:
-        if isinstance(record, STIMULI):
+        if self.past.repeating or isinstance(record, STIMULI):
             return
         table = None
         if isinstance(record, model.GetPage | model.PrepareZapPage):
@@ -285,5 +420,9 @@ class Driver:
             role, gfn = self.memory.peek(KvmMmuPage.role.cell(sp)), self.memory.peek(KvmMmuPage.gfn.cell(sp))
             table = gfn & -pages_per_entry(role.level + 1), role.level
             if isinstance(record, model.GetPage):
-                self.tables[role.level, table[0]].append(sp)
-        self.reactions.append(Reaction(task, record, table))
+                place = role.level, table[0]
+                self._tables_are(place, (*self.tables.get(place, ()), sp))
+        thread = self._mine.get(task.index)
+        reactions = self.strays if thread is None else thread.reactions
+        self.past.note(reactions.pop)
+        reactions.append(Reaction(task, record, table))

@@ -8,6 +8,7 @@ agree.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
 from interleaf.kvm import trace as model
 from interleaf.kvm.kvm_host import RetPf
@@ -30,13 +31,19 @@ class Rule(enum.StrEnum):
 class Frames:
     """Which frame of the trace each table of the model has."""
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[..., None]) -> None:
+        """`note(undo, *arguments)` is told how a change can be undone."""
+        self._note = note
         self.real: dict[int, int] = {}
         """pfn in the model -> pfn in the trace."""
 
     def bind(self, mine: int, real: int) -> bool:
         """From now on the model's table `mine` is the frame `real`; False if it is another one already."""
-        return self.real.setdefault(mine, real) == real
+        known = self.real.get(mine)
+        if known is None:
+            self._note(self.real.pop, mine)
+            self.real[mine] = real
+        return known is None or known == real
 
     def spte(self, value: int, level: int) -> int:
         """An entry of the model as the trace would have it."""
