@@ -7,7 +7,7 @@ when it waits for a lock or for a grace period, the others run, each as far as i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -17,10 +17,12 @@ from interleaf.hw.platform import Platform
 from interleaf.kvm import trace as model
 from interleaf.kvm.design import Design, Rule
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmParams, KvmVcpu
+from interleaf.linux.rwlock import asks_to_yield
 from interleaf.mm.mm import Mm
 from interleaf.runtime import Execution, ModelError, Task, World
 from interleaf.runtime.cells import Cell
 from interleaf.runtime.objects import intern_object, singleton
+from interleaf.runtime.operations import Choose
 
 from .host import Host, follow_host
 from .programs import Command, Machine, Mailbox, boot, start_thread
@@ -31,6 +33,9 @@ THREADS = 64
 
 PATIENCE = 20_000
 """Steps between two reactions after which the model is taken to be stuck."""
+
+HELP = 1_000
+"""Steps of others while a thread waits, after which it is taken to wait for what they do not do."""
 
 STIMULI = (
     model.PageFault,
@@ -89,6 +94,8 @@ class Taken:
 
     at: int
     """How many steps were taken before it for the same event, not counting those of others."""
+    round: int
+    """How many detours were made before it for the same event."""
     task: Task
     length: int
     """Operations that the task had done after it."""
@@ -142,6 +149,10 @@ class Driver:
         self.taken: list[Taken] | None = None
         """The steps that are taken, while somebody wants to know."""
         self.detours: deque[Detour] = deque()
+        self.rounds = 0
+        """Detours that have been made since they were set."""
+        self.steps = 0
+        """Steps that were taken in all."""
         self.clock = 0
         """Steps since the detours were set."""
         mm = self.memory.peek(Machine.mm.cell(machine))
@@ -251,6 +262,11 @@ class Driver:
         found: Command | None = self.memory.peek(Mailbox.command.cell(thread.mailbox))
         return found
 
+    def go_round(self, detours: Iterable[Detour]) -> None:
+        """Make these detours from here on, and forget others."""
+        self.detours = deque(detours)
+        self.clock = self.rounds = 0
+
     def idle(self, thread: Thread) -> bool:
         """Has the thread done what it was told?"""
         return self.memory.peek(Mailbox.command.cell(thread.mailbox)) is None
@@ -272,15 +288,17 @@ class Driver:
     def advance(self, thread: Thread) -> bool:
         """Run the thread until it has a reaction, and others where it waits for them. False if it is idle, or waits for
         something that the trace has to say."""
-        steps = 0
+        steps = helped = 0
         while not thread.reactions:
-            if self.idle(thread):
+            if self.idle(thread) or steps > PATIENCE or helped > HELP:
                 return False
-            if not self._step(thread.task) and (self._asks_host(thread.task) or not self._others(thread.task)):
+            if self._step(thread.task):
+                helped = 0
+            elif self._asks_host(thread.task) or not self._others(thread.task):
                 return False
+            else:
+                helped += 1
             steps += 1
-            if steps > PATIENCE:
-                return False
         return True
 
     def wander(self) -> bool:
@@ -313,7 +331,7 @@ class Driver:
             reads = 0
             for cell in cells:
                 reads |= cell.bit
-            self.taken.append(Taken(self.clock, thread.task, self.past.length(thread.task), reads, 0))
+            self.taken.append(Taken(self.clock, self.rounds, thread.task, self.past.length(thread.task), reads, 0))
 
     def finish(self, thread: Thread) -> bool:
         """Run the thread until it is idle; False if it reacts, or waits."""
@@ -379,9 +397,15 @@ class Driver:
                 if thread.reactions or self.idle(thread):
                     continue
                 self.foresee(thread)
-            if self._take(task):
+            if self._take(task, self._yielding(task) if held[index].any & wanted else ()):
                 return True
         return False
+
+    def _yielding(self, task: Task) -> Iterator[int]:
+        """The choices of a task that holds what another one waits for: it yields where it can."""
+        while True:
+            op = self.run.pending[task.index]
+            yield int(isinstance(op, Choose) and asks_to_yield(op))
 
     def _step(self, task: Task) -> bool:
         """A step of a task whose turn it is."""
@@ -397,15 +421,16 @@ class Driver:
         while self.detours and self.detours[0].at <= self.clock:
             detour = self.detours.popleft()
             self.ahead(detour.task, detour.length)
+            self.rounds += 1
 
-    def _take(self, task: Task) -> bool:
-        if not self.past.step(task):
+    def _take(self, task: Task, choices: Iterable[int] = ()) -> bool:
+        if not self.past.step(task, choices):
             return False
-        run = self.run
-        step = run.steps.pop()
+        self.steps += 1
+        step = self.run.steps.pop()
         if self.taken is not None:
             reads = step.reads | self.memory.further
-            self.taken.append(Taken(self.clock, task, self.past.length(task), reads, step.writes))
+            self.taken.append(Taken(self.clock, self.rounds, task, self.past.length(task), reads, step.writes))
         for violation in step.violations:
             self.past.note(self.violations.pop)
             self.violations.append(f"{violation.rule}: {violation.message}")

@@ -23,10 +23,10 @@ from .drive import Detour, Driver, Taken, Thread
 from .outcome import Result
 from .rewind import Mark
 
-WINDOW = 192
-"""Events to which the comparison can go back, while several threads are in the middle of something."""
+WINDOW = 6_000
+"""Steps over which the comparison can go back, while several threads are in the middle of something."""
 
-TRIALS = 400
+TRIALS = 200
 """Orders that are tried for one event."""
 
 CHILDREN = 64
@@ -68,8 +68,12 @@ class Moment:
     """Those that act for the thread of the event."""
     detours: tuple[Detour, ...] = ()
     taken: list[Taken] = field(default_factory=list)
+    steps: int = 0
+    """Steps that were taken until then."""
 
 
+import os
+DEBUG=os.environ.get("DEBUGO")
 class Orders:
     """Compares events in their order, and looks for another one where one does not fit."""
 
@@ -90,13 +94,16 @@ class Orders:
         elif len(self._window) > 1:
             self._search()
         if compared.alone():
-            self._window.clear()
-            self._explained.clear()
-            self._driver.past.forget(None)
-        elif len(self._window) > WINDOW:
-            for _ in range(WINDOW // 2):
+            self._forget()
+        elif self._window and self._driver.steps - self._window[0].steps > WINDOW:
+            while self._driver.steps - self._window[0].steps > WINDOW // 2:
                 self._window.popleft()
             self._driver.past.forget(self._window[0].mark, [moment.mark for moment in self._window])
+
+    def _forget(self) -> None:
+        self._window.clear()
+        self._explained.clear()
+        self._driver.past.forget(None)
 
     def explains(self) -> bool:
         """Does the event that is being compared fit only in another order than that of the events?"""
@@ -104,14 +111,16 @@ class Orders:
 
     def _fits(self, detours: tuple[Detour, ...]) -> bool:
         driver, compared = self._driver, self._compared
-        moment = Moment(driver.past.mark(), compared.keep(), detours=detours)
+        if not self._window:
+            driver.steps = 0
+        moment = Moment(driver.past.mark(), compared.keep(), detours=detours, steps=driver.steps)
         self._window.append(moment)
-        driver.detours, driver.clock = deque(detours), 0
+        driver.go_round(detours)
         if driver.taken is not None:
             driver.taken = moment.taken
         divergent = compared.result.divergent
         moment.event = event = compared.next()
-        driver.detours.clear()
+        driver.go_round(())
         moment.tasks = frozenset(thread.task for thread in compared.threads(event.task.pid))
         self._position += 1
         return compared.result.divergent == divergent
@@ -128,6 +137,7 @@ class Orders:
             assert moment.event is not None
             events.append(moment.event)
         self._driver.past.back(moment.mark)
+        self._driver.steps = moment.steps
         moment.bring_back()
         self._compared.again(reversed(events))
 
@@ -144,15 +154,17 @@ class Orders:
             self._explained.discard(failed)
             self._back(start)
             self._follow(before, failed)
+            self._forget()  # nothing before this divergence is to be explained any more
         for moment in self._window:
             moment.taken.clear()
         self._compared.result.orders += found
+        if DEBUG: print("search", failed-start, [d.line for d in self._compared.result.divergences[-1:]], found, self.tr, flush=True)
 
     def _try_all(self, before: Plan, failed: int, start: int) -> bool:
         waiting: list[tuple[int, int, int, Plan]] = [(0, 0, 0, before)]
         seen, number = {before}, 0
         executed: Plan | None = None
-        for _ in range(TRIALS):
+        for self.tr in range(TRIALS):
             if not waiting:
                 return False
             _reached, depth, _number, plan = heappop(waiting)
@@ -185,7 +197,7 @@ class Orders:
         start = self._first()
         steps = [(start + n, step) for n, moment in enumerate(self._window) for step in moment.taken]
         steps += [(self._position, step) for step in further]
-        found: dict[tuple[int, Detour], tuple[bool, int]] = {}
+        found: dict[tuple[int, int, Detour], tuple[bool, int]] = {}
         for late in range(len(steps) - 1, 0, -1):
             position, step = steps[late]
             since = self._since(step.task, position)
@@ -196,16 +208,17 @@ class Orders:
                     break
                 if where == self._position or other.task is step.task or not other.conflicts(step):
                     continue
-                key = where, Detour(other.at, step.task, step.length)
+                key = where, other.round, Detour(other.at, step.task, step.length)
                 if racing is None:
                     found.setdefault(key, (step.task not in mine and other.task not in mine, len(steps) - late))
                 racing = key, other
             if racing is not None:
                 found.setdefault(racing[0], (step.task not in mine and racing[1].task not in mine, len(steps) - late))
         for key in sorted(found, key=lambda key: found[key])[:CHILDREN]:
-            where, detour = key
-            kept = tuple(each for each in plan if (each[0], each[1].at) < (where, detour.at))
-            yield (*kept, key)
+            where, made, detour = key
+            earlier = tuple(each for each in plan if each[0] < where)
+            same = tuple(each for each in plan if each[0] == where)
+            yield (*earlier, *same[:made], (where, detour))
 
     def _since(self, task: Task, position: int) -> int:
         """The number of the event after which the task takes the steps that it takes for event `position`."""

@@ -45,13 +45,13 @@ class Past:
     def mark(self) -> Mark:
         return Mark(len(self._undo), len(self._run.memory.journal), self._run.memory.zobrist)
 
-    def step(self, task: Task) -> bool:
-        """A step of a task; False if its operation cannot happen now."""
+    def step(self, task: Task, choices: Iterable[int] = ()) -> bool:
+        """A step of a task; False if its operation cannot happen now. `choices` as in `Execution.step`."""
         run = self._run
         carrier = run.carriers[task.index]
         assert carrier.log is not None
         known, before = len(run.carriers), len(carrier.log)
-        if run.step(task) is None:
+        if run.step(task, choices) is None:
             return False
         self._undo.append((self._untake, (task.index, carrier, before)))
         ended = task.index not in run.carriers
