@@ -23,8 +23,8 @@ from .divergences import Divergences
 from .drive import Driver, Reaction, Thread
 from .lookups import Flow, Lookups
 from .matching import Frames, Rule, kind_of, mismatch, show
-from .orders import Orders
 from .options import Options, options_of
+from .orders import Orders
 from .outcome import Result
 from .reader import Trace
 from .snapshots import Snapshot, read_snapshots, snapshot_number

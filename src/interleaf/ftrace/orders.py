@@ -10,7 +10,7 @@ far they come; a bound is set to how many are tried, and to how far back it goes
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -72,8 +72,6 @@ class Moment:
     """Steps that were taken until then."""
 
 
-import os
-DEBUG=os.environ.get("DEBUGO")
 class Orders:
     """Compares events in their order, and looks for another one where one does not fit."""
 
@@ -96,7 +94,7 @@ class Orders:
         if compared.alone():
             self._forget()
         elif self._window and self._driver.steps - self._window[0].steps > WINDOW:
-            while self._driver.steps - self._window[0].steps > WINDOW // 2:
+            while len(self._window) > 1 and self._driver.steps - self._window[0].steps > WINDOW // 2:
                 self._window.popleft()
             self._driver.past.forget(self._window[0].mark, [moment.mark for moment in self._window])
 
@@ -158,13 +156,12 @@ class Orders:
         for moment in self._window:
             moment.taken.clear()
         self._compared.result.orders += found
-        if DEBUG: print("search", failed-start, [d.line for d in self._compared.result.divergences[-1:]], found, self.tr, flush=True)
 
     def _try_all(self, before: Plan, failed: int, start: int) -> bool:
         waiting: list[tuple[int, int, int, Plan]] = [(0, 0, 0, before)]
         seen, number = {before}, 0
         executed: Plan | None = None
-        for self.tr in range(TRIALS):
+        for _ in range(TRIALS):
             if not waiting:
                 return False
             _reached, depth, _number, plan = heappop(waiting)
@@ -198,27 +195,35 @@ class Orders:
         steps = [(start + n, step) for n, moment in enumerate(self._window) for step in moment.taken]
         steps += [(self._position, step) for step in further]
         found: dict[tuple[int, int, Detour], tuple[bool, int]] = {}
+        firsts: Counter[tuple[Task, int]] = Counter()
+        ranks = []
+        for position, step in steps:
+            segment = step.task, self._since(step.task, position)
+            ranks.append(firsts[segment])
+            firsts[segment] += 1
         for late in range(len(steps) - 1, 0, -1):
             position, step = steps[late]
             since = self._since(step.task, position)
-            racing = None
+            racing = []
             for early in range(late - 1, -1, -1):
                 where, other = steps[early]
                 if where <= since:
                     break
-                if where == self._position or other.task is step.task or not other.conflicts(step):
-                    continue
+                if where < self._position and other.task is not step.task and other.conflicts(step):
+                    racing.append((where, other))
+            for where, other in racing[:1] + racing[1:][-1:]:
+                rank = min(ranks[late], len(steps) - late)
                 key = where, other.round, Detour(other.at, step.task, step.length)
-                if racing is None:
-                    found.setdefault(key, (step.task not in mine and other.task not in mine, len(steps) - late))
-                racing = key, other
-            if racing is not None:
-                found.setdefault(racing[0], (step.task not in mine and racing[1].task not in mine, len(steps) - late))
+                likely = step.task in mine or other.task in mine
+                found[key] = min(found.get(key, (True, rank)), (not likely, rank))
         for key in sorted(found, key=lambda key: found[key])[:CHILDREN]:
             where, made, detour = key
             earlier = tuple(each for each in plan if each[0] < where)
             same = tuple(each for each in plan if each[0] == where)
-            yield (*earlier, *same[:made], (where, detour))
+            later = tuple(each for each in plan if each[0] > where)
+            yield (*earlier, *same[:made], (where, detour), *same[made:], *later)
+            if later or same[made:]:
+                yield (*earlier, *same[:made], (where, detour))
 
     def _since(self, task: Task, position: int) -> int:
         """The number of the event after which the task takes the steps that it takes for event `position`."""
