@@ -10,6 +10,7 @@ import pytest
 from interleaf.designs import load
 from interleaf.ftrace import drive, matching
 from interleaf.ftrace.compare import Comparison
+from interleaf.ftrace.follow import LiveDriver
 from interleaf.ftrace.options import options_of
 from interleaf.ftrace.reader import Trace
 from interleaf.kvm.kvm_host import KvmMmuPage
@@ -24,7 +25,8 @@ FEW = 4
 def _kept(path: Path, name: str, times: int) -> tuple[Counter[str], Comparison]:
     """What is there of the model after a trace that makes and destroys a VM, so many times in a row."""
     path.write_bytes(gzip.decompress(trace_of(name).read_bytes()) * times)
-    comparison = Comparison(load("v" + name.partition("/")[0]), options_of(Trace(path)), {})
+    options = options_of(Trace(path))
+    comparison = Comparison(LiveDriver(load("v" + name.partition("/")[0]), options.platform), options, {})
     result = comparison.run(Trace(path))
     assert result.divergent == 0
     assert result.events > 100 * times

@@ -1,35 +1,44 @@
 """Drive the model by a trace, and compare each reaction with what the kernel did.
 
 What the trace says was done to KVM (faults, notifiers, memslot changes and other ioctls) is done to the model; what
-KVM did is what the model must do, event for event, in the order of each thread. Where the two differ, the model's
-tables are set to the trace's, and the comparison goes on.
+KVM did is what the model must do, event for event, in the order of each thread. Where the two differ, other orders of
+the threads' steps are tried (`orders.py`). If none explains the event, the model's tables are set to the trace's, and
+the comparison goes on.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 
 from interleaf.hw.platform import Paging
+from interleaf.kvm import trace as model
 from interleaf.kvm.design import Design
 from interleaf.kvm.kvm_host import KvmMmuPage, KvmParams, KvmVcpu
 
 from . import records
 from .divergences import Divergences
 from .drive import Driver, Reaction, Thread
+from .follow import LiveDriver
 from .lookups import Flow, Lookups
 from .matching import Frames, Rule, kind_of, mismatch, show
 from .options import Options, options_of
+from .orders import InOrder, Orders, OutOfOrder
 from .outcome import Result
 from .reader import Trace
 from .snapshots import Snapshot, read_snapshots, snapshot_number
 from .spte import EPT, NPT
+from .stepping import SteppedDriver
 from .stimuli import Marker, SlotChange, Slots, marker_of, slot_change_of
 from .walks import compare_tables
 
 AHEAD = 4096
 """Events that are looked at before they are compared, to know what the host decided."""
+
+FORESIGHT = 256
+"""Events in which a thread's next one is looked for."""
 
 GIVE_UP = 20
 """Divergences after which the model is not driven any further: all later events count as divergent."""
@@ -38,11 +47,11 @@ GIVE_UP = 20
 class Comparison:
     """One comparison: feed it the events of a trace."""
 
-    def __init__(self, design: Design, options: Options, snapshots: dict[int, Snapshot]) -> None:
-        self.driver = Driver(design, options.platform)
-        self.result = Result(design.name)
-        self.frames = Frames(self.driver.is_table)
-        self._params = list(options.vms)
+    def __init__(self, driver: Driver, options: Options, snapshots: dict[int, Snapshot]) -> None:
+        self.driver = driver
+        self.result = Result(driver.design.name)
+        self.frames = Frames(self.driver.note, self.driver.is_table)
+        self._params = options.vms
         self._layout = NPT if options.platform.paging is Paging.NPT else EPT
         self._snapshots = snapshots
         self._flows: dict[int, Flow] = {}
@@ -51,6 +60,8 @@ class Comparison:
         self._closing = False
         self._divergences = Divergences(self.driver, self.frames, self.result)
         self._lookups = Lookups(self.driver, self.frames, self._slots, self._ahead)
+        self._orders = Orders(driver, self) if isinstance(driver, SteppedDriver) else InOrder(self)
+        self.driver.foresee = self._foresee
 
     def run(self, events: Iterable[records.Event]) -> Result:
         """Compare a whole trace."""
@@ -58,13 +69,66 @@ class Comparison:
         for event in source:
             self._ahead.append(event)
             if len(self._ahead) >= AHEAD:
-                self._feed(self._ahead.popleft())
+                self._orders.next()
         while self._ahead:
-            self._feed(self._ahead.popleft())
+            self._orders.next()
         if self.result.divergent < GIVE_UP:
             for pid in list(self._flows):
                 self._settle(pid, None)
         return self.result
+
+    # what a search for another order needs
+
+    def more(self) -> bool:
+        """Is there an event left?"""
+        return bool(self._ahead)
+
+    def next(self) -> records.Event:
+        """Compare the next event, and say which it was."""
+        event = self._ahead.popleft()
+        self._feed(event)
+        return event
+
+    def again(self, events: Iterable[records.Event]) -> None:
+        """These events come again, before all others."""
+        self._ahead.extendleft(reversed(list(events)))
+
+    def keep(self) -> Callable[[], None]:
+        """What is known of the trace so far; to call the answer brings it back."""
+        flows = {pid: flow.copy() for pid, flow in self._flows.items()}
+        slots, params, closing = dict(self._slots.slots), self._params, self._closing
+        result = self.result.keep()
+
+        def bring_back() -> None:
+            self._flows = {pid: flow.copy() for pid, flow in flows.items()}
+            self._slots.slots = dict(slots)
+            self._params, self._closing = params, closing
+            result()
+
+        return bring_back
+
+    def alone(self) -> bool:
+        """Is no more than one thread in the middle of something?"""
+        return sum(not self.driver.idle(flow.thread) or bool(flow.nested) for flow in self._flows.values()) < 2
+
+    def threads(self, pid: int) -> tuple[Thread, ...]:
+        """The threads that do what this thread of the trace does."""
+        flow = self._flows.get(pid)
+        return () if flow is None else (flow.thread, *flow.nested)
+
+    def _foresee(self, thread: Thread) -> None:
+        """A thread takes steps before its next event has its turn: what that event tells is known already."""
+        pid = next((pid for pid, flow in self._flows.items() if thread in (flow.thread, *flow.nested)), None)
+        event = None if pid is None else self._next_of(pid)
+        if event is not None:
+            self._lookups.reveal(self._flows[event.task.pid], event)
+            self._assist(event)
+
+    def _next_of(self, pid: int) -> records.Event | None:
+        for event in islice(self._ahead, FORESIGHT):
+            if event.task.pid == pid and not isinstance(event.record, records.KvmExit):
+                return event
+        return None
 
     # one event
 
@@ -108,30 +172,48 @@ class Comparison:
             return
         flow = self._flow(event.task.pid)
         self._lookups.reveal(flow, event)
-        record = event.record
-        rules: list[Rule] = []
-        if isinstance(record, records.KvmTdpMmuSpteChanged):
-            if self.driver.assist(record.level, record.gfn, record.old_spte, self._layout.volatile):
-                rules.append(Rule.AD_BITS)
-        elif isinstance(record, records.FastPageFault):
-            level = 1
-            for level in (1, 2, 3):
-                if self.driver.assist(level, record.cr2_or_gpa >> 12, record.old_spte, self._layout.volatile):
-                    rules.append(Rule.AD_BITS)
-                    break
+        rules = [Rule.AD_BITS] if self._assist(event) else []
         reaction = self._next_reaction(flow, event)
         if reaction is None:
             self._diverge(event, "the model does nothing more here" + self._why())
             self._divergences.follow(event)
             return
+        reaction = self._read_again(flow, event, reaction)
         wrong = mismatch(event, reaction, self.frames, rules)
         if wrong is not None:
             self._diverge(event, wrong)
             self._divergences.follow(event)
+        elif self._orders.explains():
+            self.result.explained[Rule.ORDER] += 1
         elif rules:
             self.result.explained[rules[-1]] += 1
         else:
             self.result.matched += 1
+
+    def _assist(self, event: records.Event) -> bool:
+        """Let the hardware set the A and D bits that an event shows to be set."""
+        record, assist, volatile = event.record, self.driver.assist, self._layout.volatile
+        match record:
+            case records.KvmTdpMmuSpteChanged():
+                return assist(record.level, record.gfn, record.old_spte, volatile)
+            case records.KvmMmuSetSpte():
+                return assist(record.level, record.gfn, record.spte, volatile)
+            case records.FastPageFault():
+                gfn = record.cr2_or_gpa >> 12
+                return any(assist(level, gfn, record.old_spte, volatile) for level in (1, 2, 3))
+        return False
+
+    def _read_again(self, flow: Flow, event: records.Event, reaction: Reaction) -> Reaction:
+        """kvm_mmu_set_spte does not tell what was written, but what is in the entry when the event is written."""
+        said, mine = event.record, reaction.record
+        if not isinstance(said, records.KvmMmuSetSpte) or not isinstance(mine, model.SetSpte):
+            return reaction
+        sp, index = self.driver.table_of_pfn(mine.sptep >> 12), (mine.sptep & 0xFFF) >> 3
+        if sp is None or not self.driver.alive(sp):
+            return reaction
+        self.driver.looked(flow.thread, KvmMmuPage.spt.element(sp, index))
+        now = self.driver.entry(sp, index)
+        return reaction._replace(record=mine._replace(spte=now)) if now == said.spte else reaction
 
     def _why(self) -> str:
         found = "; ".join(list(self.driver.violations)[-2:])
@@ -141,17 +223,23 @@ class Comparison:
         driver = self.driver
         while flow.nested:
             if driver.advance(flow.nested[-1]):
-                return driver.reactions.popleft()
+                return driver.reaction(flow.nested[-1])
             if not driver.idle(flow.nested[-1]):
                 return None
             driver.give_back(flow.nested.pop())
         if driver.advance(flow.thread):
-            return driver.reactions.popleft()
+            return driver.reaction(flow.thread)
         if not driver.idle(flow.thread):
             return None
         flow.fault_hva = None
+        if flow.next is None:
+            while driver.wander():
+                pass
+            stray = driver.stray()
+            if stray is not None:
+                return stray
         self._begin_unmarked(flow, event)
-        return driver.reactions.popleft() if driver.advance(flow.thread) else None
+        return driver.reaction(flow.thread) if driver.advance(flow.thread) else None
 
     def _begin_unmarked(self, flow: Flow, event: records.Event) -> None:
         """A thread reacts to something that the trace does not name."""
@@ -162,6 +250,8 @@ class Comparison:
             return
         vcpu = self.driver.vcpu(flow.vcpu)
         if isinstance(record, records.KvmMmuSpteRequested):
+            if flow.faulting:
+                return
             self._lookups.begin(flow, record.gfn)
             self.driver.begin(flow.thread, "prefault", vcpu, record.gfn, 1)
             self._lookups.reveal(flow, event)
@@ -176,8 +266,10 @@ class Comparison:
         for thread in (*reversed(flow.nested), flow.thread):
             self._finish(flow, thread, event)
         for nested in flow.nested:
-            self.driver.give_back(nested)
+            if self.driver.idle(nested):
+                self.driver.give_back(nested)
         flow.nested.clear()
+        flow.faulting = False
 
     def _finish(self, flow: Flow, thread: Thread, event: records.Event | None) -> None:
         driver = self.driver
@@ -186,7 +278,7 @@ class Comparison:
             self._lookups.end(flow, event)
         while not driver.idle(thread):
             if driver.advance(thread):
-                self._surplus(driver.reactions.popleft(), event)
+                self._surplus(driver.reaction(thread), event)
             elif not driver.idle(thread):
                 if event is not None:
                     self._diverge(event, "the model is still waiting for something" + self._why())
@@ -206,7 +298,10 @@ class Comparison:
             return
         flow = self._flow(event.task.pid)
         flow.vcpu = record.vcpu_id or 0
-        vcpu = self._ready(flow, event)
+        flow.faulting = True
+        vcpu = self.driver.vcpu(flow.vcpu)
+        if self.driver.memory.peek(KvmVcpu.mmu_root.cell(vcpu)) is None:
+            self._ready(flow, event)
         gfn = record.fault_address >> 12
         self._lookups.begin(flow, gfn)
         self.driver.begin(flow.thread, "fault", vcpu, gfn, record.error_code)
@@ -214,6 +309,7 @@ class Comparison:
     def _ready(self, flow: Flow, event: records.Event) -> KvmVcpu:
         """The thread's vCPU, with all done that there is to do before it enters the guest."""
         vcpu = self.driver.vcpu(flow.vcpu)
+        self.driver.looked(flow.thread, KvmVcpu.requests.cell(vcpu), KvmVcpu.mmu_root.cell(vcpu))
         if self.driver.must_prepare(vcpu):
             self.driver.begin(flow.thread, "enter", vcpu)
             self._finish(flow, flow.thread, event)
@@ -233,7 +329,7 @@ class Comparison:
         if root is None or self.driver.kvm is None:
             return
         flow = self._flow(event.task.pid)
-        vcpu = self.driver.vcpu(flow.vcpu)
+        vcpu = self._ready(flow, event)
         mine = self.driver.memory.peek(KvmVcpu.mmu_root.cell(vcpu))
         if isinstance(mine, KvmMmuPage) and not self.frames.bind(mine.pfn, root >> 12):
             self._diverge(event, f"the model's vCPU keeps the root {self.frames.real[mine.pfn]:x}")
@@ -265,7 +361,7 @@ class Comparison:
             return
         if flow.fault_hva is not None:
             if driver.advance(flow.thread):  # it comes to where it asks the host for the page
-                self._surplus(driver.reactions.popleft(), event)
+                self._surplus(driver.reaction(flow.thread), event)
         else:
             self._finish(flow, flow.thread, event)
             driver.begin(flow.thread, *command)
@@ -319,7 +415,7 @@ class Comparison:
             case "VM_DESTROYED":
                 self._settle(pid, event)
                 driver.forget_vm()
-                self._slots.slots.clear()
+                self._slots.slots = {}
                 self._closing = False
             case "GET_DIRTY_LOG_DONE" | "SLOT_DONE" | "PREFAULT":
                 self._settle(pid, event)
@@ -336,7 +432,8 @@ class Comparison:
     def _change_slot(self, event: records.Event, change: SlotChange) -> None:
         driver, flow = self.driver, self._flow(event.task.pid)
         if driver.kvm is None:
-            driver.create_vm(flow.thread, self._params.pop(0) if self._params else KvmParams())
+            driver.create_vm(flow.thread, self._params[0] if self._params else KvmParams())
+            self._params = self._params[1:]
             driver.vcpu(0)
         old = self._slots.slots.get(change.slot)
         base, pages, hva = change.gpa >> 12, change.size >> 12, change.hva >> 12
@@ -359,11 +456,19 @@ class Comparison:
 
 
 def compare_trace(path: Path, design: Design, snapshots: Path | None = None) -> Result:
-    """Compare a trace, and its snapshots if there are any, with the model of `design`. Raises Unreadable."""
+    """Compare a trace, and its snapshots if there are any, with the model of `design`. Raises Unreadable.
+
+    First with a driver that cannot go back; where this meets threads that have acted on each other in another order
+    than that of their events, all over again with one that can.
+    """
     options = options_of(Trace(path))
     found = {} if snapshots is None else {snapshot.number: snapshot for snapshot in read_snapshots(snapshots)}
     trace = Trace(path)
-    result = Comparison(design, options, found).run(trace)
+    try:
+        result = Comparison(LiveDriver(design, options.platform), options, found).run(trace)
+    except OutOfOrder:
+        trace = Trace(path)
+        result = Comparison(SteppedDriver(design, options.platform), options, found).run(trace)
     if not trace.account.whole:
         result.gaps.append("the trace could not be read whole, or has lost events")
     if not result.events:

@@ -40,7 +40,8 @@ class Divergences:
         self.result.divergent += 1
         if len(self.result.divergences) >= TOLD:
             return
-        doing = f"{thread.command[0]}, in {self.driver.site(thread)}" if thread is not None and thread.command else ""
+        command = self.driver.command(thread) if thread is not None else None
+        doing = f"{command[0]}, in {self.driver.site(thread)}" if thread is not None and command else ""
         self.result.divergences.append(
             Divergence(
                 event.line,

@@ -1,14 +1,16 @@
-"""The model, run as a trace says: threads that are told what to do, stepped until each reaction.
+"""The model, run as a trace says: threads that are told what to do, and run until each reaction.
 
 Each thread of the trace is a thread of the model. It runs from one reaction (a record of `kvm/trace.py`) to the next;
-when it waits for a lock or for a grace period, the others run.
+when it waits for a lock or for a grace period, the others run, each as far as its own next reaction.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from interleaf.hw.frames import PAGE_TABLE_PFN_BASE, is_allocated
 from interleaf.hw.page_table import index_of, pages_per_entry
@@ -17,7 +19,8 @@ from interleaf.kvm import trace as model
 from interleaf.kvm.design import Design, Rule
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmParams, KvmVcpu
 from interleaf.mm.mm import Mm
-from interleaf.runtime import Live, LiveWorld, ModelError, Task
+from interleaf.runtime import Memory, ModelError, Task, World
+from interleaf.runtime.cells import Cell
 from interleaf.runtime.objects import intern_object, singleton
 
 from .host import Host, follow_host
@@ -25,9 +28,6 @@ from .programs import Command, Machine, Mailbox, boot, start_thread
 
 THREADS = 64
 """Threads that a machine starts with."""
-
-PATIENCE = 1_000_000
-"""Operations between two reactions after which the model is taken to be stuck."""
 
 CROWDED = 1024
 """Places of tables from which on those are looked for that were freed."""
@@ -79,21 +79,25 @@ class Thread:
     def __init__(self, task: Task, mailbox: Mailbox) -> None:
         self.task = task
         self.mailbox = mailbox
-        self.command: Command | None = None
+        self.reactions: deque[Reaction] = deque()
+        """What it has done, and nobody has looked at yet."""
 
 
-class Driver:
-    """One machine with one process."""
+class Driver(ABC):
+    """One machine with one process. How its threads run, whether at once (`follow`) or step by step (`stepping`), is
+    the business of a subclass."""
 
-    def __init__(self, design: Design, platform: Platform) -> None:
+    memory: Memory
+
+    def __init__(self, design: Design, platform: Platform, world: World) -> None:
         self.design = design = followed(design)
         self.platform = platform
-        self.world = LiveWorld()
-        follow_host(self.world)
-        machine = singleton(self.world, Machine)
+        self.world = world
+        follow_host(world)
+        machine = singleton(world, Machine)
         self._machine = machine
         mailboxes = tuple(
-            intern_object(self.world, Mailbox, f"mailbox{number}", None, "Mailbox", {}) for number in range(THREADS)
+            intern_object(world, Mailbox, f"mailbox{number}", None, "Mailbox", {}) for number in range(THREADS)
         )
 
         def setup() -> None:
@@ -101,22 +105,58 @@ class Driver:
             for number, mailbox in enumerate(mailboxes):
                 start_thread(mailbox, f"thread{number}")
 
-        self.live = Live(self.world, setup)
-        self.memory = self.live.memory
-        self.reactions: deque[Reaction] = deque()
+        self.violations: deque[str] = deque(maxlen=64)
+        """What the model has violated last."""
         self.world.listener = self._listen
-        tasks = {task.name: task for task in self.live.unfinished}
-        self._free = [Thread(tasks[f"thread{n}"], mailbox) for n, mailbox in reversed(list(enumerate(mailboxes)))]
-        self._mine = {thread.task.index for thread in self._free}
+        tasks = {task.name: task for task in self._start(setup)}
+        self._free = [Thread(tasks[f"thread{n}"], mailbox) for n, mailbox in enumerate(mailboxes)]
+        self._mine = {thread.task.index: thread for thread in self._free}
+        self.strays: deque[Reaction] = deque()
+        """Reactions of tasks that the model has started by itself."""
+        self.foresee: Callable[[Thread], None] = lambda _thread: None
+        """Called before another thread than that whose turn it is takes a step."""
         mm = self.memory.peek(Machine.mm.cell(machine))
         assert isinstance(mm, Mm)
         self.mm = mm
-        self.host = Host(self.memory, mm)
-        self.tables: defaultdict[tuple[int, int], list[KvmMmuPage]] = defaultdict(list)
+        self.host = Host(self.memory, mm, self.note)
+        self.tables: dict[tuple[int, int], tuple[KvmMmuPage, ...]] = {}
         """Tables by level and first gfn, oldest first."""
         self._crowded = CROWDED
-        self.violations: deque[str] = deque(maxlen=64)
-        """What the model has violated last."""
+
+    # how its threads run
+
+    @abstractmethod
+    def _start(self, setup: Callable[[], None]) -> list[Task]:
+        """Run `setup` in `world`, set `memory`, and say which tasks there are then."""
+
+    @abstractmethod
+    def advance(self, thread: Thread) -> bool:
+        """Run the thread until it has a reaction, and others where it waits for them. False if it is idle, or waits for
+        something that the trace has to say."""
+
+    @abstractmethod
+    def wander(self) -> bool:
+        """Run any task of the model's own; False if none can run, or one has reacted."""
+
+    @abstractmethod
+    def site(self, thread: Thread) -> str:
+        """The function of the model that the thread is in."""
+
+    @abstractmethod
+    def note(self, undo: Callable[..., object], *arguments: Any) -> None:
+        """Something has changed beside the memory; `undo` makes it what it was, for who can go back."""
+
+    @abstractmethod
+    def looked(self, thread: Thread, *cells: Cell) -> None:
+        """What comes next depends on these cells, which somebody has looked at for the thread."""
+
+    @abstractmethod
+    def _reacted(self) -> None:
+        """A task has a reaction more, and is in the middle of what it does."""
+
+    @abstractmethod
+    def _rests(self, thread: Thread) -> None:
+        """The thread is about to do something new."""
 
     # what is there
 
@@ -138,19 +178,26 @@ class Driver:
     def alive(self, sp: KvmMmuPage) -> bool:
         return is_allocated(self.memory, sp)
 
-    def tables_at(self, level: int, gfn: int) -> list[KvmMmuPage]:
+    def tables_at(self, level: int, gfn: int) -> tuple[KvmMmuPage, ...]:
         """The tables of `level` that have an entry for `gfn`, oldest first; those that were freed are forgotten."""
         place = level, gfn & -pages_per_entry(level + 1)
         found = self.tables.get(place)
         if found is None:
-            return []
-        kept = [sp for sp in found if self.alive(sp)]
+            return ()
+        kept = tuple(sp for sp in found if self.alive(sp))
         if len(kept) != len(found):
-            if kept:
-                self.tables[place] = kept
-            else:
-                del self.tables[place]
+            self._tables_are(place, kept)
         return kept
+
+    def _tables_are(self, place: tuple[int, int], tables: tuple[KvmMmuPage, ...]) -> None:
+        self.note(self._put_back, place, self.tables.get(place))
+        self._put_back(place, tables)
+
+    def _put_back(self, place: tuple[int, int], tables: tuple[KvmMmuPage, ...] | None) -> None:
+        if tables:
+            self.tables[place] = tables
+        else:
+            self.tables.pop(place, None)
 
     def entry(self, sp: KvmMmuPage, index: int) -> int:
         """An entry of a table; 0 is the design's non-present value."""
@@ -197,37 +244,41 @@ class Driver:
         """A thread that does nothing yet. Raises ModelError if all have got stuck."""
         if not self._free:
             raise ModelError(f"the model of {self.design.name} has all its {THREADS} threads waiting for ever.")
-        return self._free.pop()
+        self.note(self._free.insert, 0, self._free[0])
+        return self._free.pop(0)
 
     def give_back(self, thread: Thread) -> None:
+        self.note(self._free.pop)
         self._free.append(thread)
 
     def begin(self, thread: Thread, *command: object) -> None:
         """Tell an idle thread what to do."""
-        assert thread.command is None, (thread.command, command)
-        thread.command = command
+        assert self.idle(thread), command
+        self._rests(thread)
         self.memory.set(Mailbox.command.cell(thread.mailbox), command)
+
+    def command(self, thread: Thread) -> Command | None:
+        """What the thread is doing."""
+        found: Command | None = self.memory.peek(Mailbox.command.cell(thread.mailbox))
+        return found
 
     def idle(self, thread: Thread) -> bool:
         """Has the thread done what it was told?"""
-        if thread.command is not None and self.memory.peek(Mailbox.command.cell(thread.mailbox)) is None:
-            thread.command = None
-        return thread.command is None
+        return self.memory.peek(Mailbox.command.cell(thread.mailbox)) is None
 
-    def advance(self, thread: Thread) -> bool:
-        """Run the thread until its next reaction, and others where it waits for them. False if it is idle, or waits for
-        something that the trace has to say."""
-        left = PATIENCE
-        while not self.reactions:
-            if left <= 0 or self.idle(thread):
-                return False
-            ran = self._run(thread.task, left)
-            if not ran and not self.reactions:
-                ran = self._others(thread.task)
-                if not ran:
-                    return False
-            left -= ran
-        return True
+    def reaction(self, thread: Thread) -> Reaction:
+        """What the thread has done, which is now looked at."""
+        found = thread.reactions.popleft()
+        self.note(thread.reactions.appendleft, found)
+        return found
+
+    def stray(self) -> Reaction | None:
+        """What a task of the model's own has done, which is now looked at."""
+        if not self.strays:
+            return None
+        found = self.strays.popleft()
+        self.note(self.strays.appendleft, found)
+        return found
 
     def finish(self, thread: Thread) -> bool:
         """Run the thread until it is idle; False if it reacts, or waits."""
@@ -251,10 +302,6 @@ class Driver:
                 self.give_back(helper)
         return self.vcpus()[index]
 
-    def site(self, thread: Thread) -> str:
-        """The function of the model that the thread is in."""
-        return next((function for _file, _line, function in self.live.calls(thread.task)), "")
-
     def rules(self) -> tuple[str, ...]:
         """The rules that the model asked for last, latest first."""
         latest: dict[str, bool] = {}
@@ -265,21 +312,8 @@ class Driver:
     def forget_vm(self) -> None:
         """The VM is gone."""
         self.memory.set(Machine.kvm.cell(self._machine), None)
-        self.tables.clear()
-
-    def _others(self, waiting: Task) -> int:
-        """An operation of somebody else: of a task that the model has started itself, or of a thread that is busy."""
-        for task in sorted(self.live.unfinished, key=lambda task: task.index in self._mine):
-            if task is not waiting and (self._run(task, 1) or self.reactions):
-                return 1
-        return 0
-
-    def _run(self, task: Task, operations: int) -> int:
-        ran = self.live.run(task, operations)
-        for violation in self.live.violations:
-            self.violations.append(f"{violation.rule}: {violation.message}")
-        self.live.violations.clear()
-        return ran
+        self.note(setattr, self, "tables", self.tables)
+        self.tables = {}
 
     def _listen(self, task: Task, record: object) -> None:
         if isinstance(record, STIMULI):
@@ -290,10 +324,14 @@ class Driver:
             role, gfn = self.memory.peek(KvmMmuPage.role.cell(sp)), self.memory.peek(KvmMmuPage.gfn.cell(sp))
             table = gfn & -pages_per_entry(role.level + 1), role.level
             if isinstance(record, model.GetPage):
-                self.tables[role.level, table[0]].append(sp)
+                place = role.level, table[0]
+                self._tables_are(place, (*self.tables.get(place, ()), sp))
                 if len(self.tables) >= self._crowded:
-                    for place in list(self.tables):
-                        self.tables_at(*place)
+                    for known in list(self.tables):
+                        self.tables_at(*known)
                     self._crowded = CROWDED + 2 * len(self.tables)
-        self.reactions.append(Reaction(task, record, table))
-        self.live.pause()
+        thread = self._mine.get(task.index)
+        reactions = self.strays if thread is None else thread.reactions
+        self.note(reactions.pop)
+        reactions.append(Reaction(task, record, table))
+        self._reacted()

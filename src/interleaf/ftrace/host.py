@@ -6,6 +6,8 @@ themselves nothing is known, and one object stands for all of them (`HostFrame`)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from interleaf.hw.page_table import PG_LEVEL_4K, pages_per_entry
 from interleaf.mm.mm_types import HUGE_LEVELS, Kind, Mm, Prot, Pte, PteKind, Vma, block_of
 from interleaf.mm.page import EVERY_FRAME, HostFrame
@@ -27,8 +29,10 @@ class Host:
     A huge page of the host stays one until a notifier tells of it, whatever smaller pages KVM asks for meanwhile.
     """
 
-    def __init__(self, memory: Memory, mm: Mm) -> None:
+    def __init__(self, memory: Memory, mm: Mm, note: Callable[..., None]) -> None:
+        """`note(undo, *arguments)` is told how what changes beside the memory can be undone."""
         self._memory = memory
+        self._note = note
         self._mm = mm
         self._frame = singleton(memory.world, HostFrame)
         self._huge: dict[tuple[int, int], int] = {}
@@ -51,7 +55,7 @@ class Host:
         """`hva` is mapped to the frame `pfn`, by an entry of `level` at least."""
         if level > PG_LEVEL_4K:
             block = block_of(level, hva)
-            self._huge[block] = pfn - (hva - block[1])
+            self._huge_is(block, pfn - (hva - block[1]))
         present = Pte(PteKind.PRESENT, WRITABLE if writable else READABLE, self._frame, writable, pfn)
         for huge in HUGE_LEVELS:
             block = block_of(huge, hva)
@@ -64,7 +68,7 @@ class Host:
 
     def show_huge(self, hva: int, level: int, pfn: int) -> None:
         """There is a huge page of `level` from `hva` on, in the frames from `pfn` on."""
-        self._huge[level, hva] = pfn
+        self._huge_is((level, hva), pfn)
         entry = Pte(PteKind.PRESENT, WRITABLE, self._frame, True, pfn)
         self._memory.set(Mm.huge[level, hva].cell(self._mm), entry)
 
@@ -79,5 +83,16 @@ class Host:
             self._drop(block_of(level, hva))
 
     def _drop(self, block: tuple[int, int]) -> None:
-        if self._huge.pop(block, None) is not None:
+        if block in self._huge:
+            self._huge_is(block, None)
             self._memory.set(Mm.huge[block].cell(self._mm), Pte())
+
+    def _huge_is(self, block: tuple[int, int], pfn: int | None) -> None:
+        self._note(self._put_back, block, self._huge.get(block))
+        self._put_back(block, pfn)
+
+    def _put_back(self, block: tuple[int, int], pfn: int | None) -> None:
+        if pfn is None:
+            self._huge.pop(block, None)
+        else:
+            self._huge[block] = pfn

@@ -7,7 +7,7 @@ the host to decide, so it is taken from what the kernel did with it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from interleaf.hw.page_table import PG_LEVEL_4K
 from interleaf.kvm.kvm_host import KVM_PFN_NOSLOT
@@ -33,6 +33,11 @@ class Flow:
     next: tuple[object, ...] | None = None
     """What it will do when it reacts again."""
     vcpu: int = 0
+    faulting: bool = False
+    """Its vCPU has left the guest because of a fault."""
+
+    def copy(self) -> Flow:
+        return replace(self, nested=list(self.nested))
 
 
 class Lookups:

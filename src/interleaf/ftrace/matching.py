@@ -35,7 +35,9 @@ class Frames:
     """Which frame of the trace each table of the model has. `is_table`: is there still a table in that frame of the
     model?"""
 
-    def __init__(self, is_table: Callable[[int], bool]) -> None:
+    def __init__(self, note: Callable[..., None], is_table: Callable[[int], bool]) -> None:
+        """`note(undo, *arguments)` is told how a change can be undone."""
+        self._note = note
         self.real: dict[int, int] = {}
         """pfn in the model -> pfn in the trace."""
         self._is_table = is_table
@@ -43,10 +45,15 @@ class Frames:
 
     def bind(self, mine: int, real: int) -> bool:
         """From now on the model's table `mine` is the frame `real`; False if it is another one already."""
-        if len(self.real) >= self._crowded:
-            self.real = {table: frame for table, frame in self.real.items() if self._is_table(table)}
-            self._crowded = CROWDED + 2 * len(self.real)
-        return self.real.setdefault(mine, real) == real
+        known = self.real.get(mine)
+        if known is None:
+            if len(self.real) >= self._crowded:
+                self._note(setattr, self, "real", self.real)
+                self.real = {table: frame for table, frame in self.real.items() if self._is_table(table)}
+                self._crowded = CROWDED + 2 * len(self.real)
+            self._note(self.real.pop, mine)
+            self.real[mine] = real
+        return known is None or known == real
 
     def spte(self, value: int, level: int) -> int:
         """An entry of the model as the trace would have it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from . import records
@@ -48,11 +49,25 @@ class Result:
     matched: int = 0
     explained: Counter[Rule] = field(default_factory=Counter)
     divergent: int = 0
+    orders: int = 0
+    """How often another order of the threads' steps than that of their events was looked for, and found."""
     resynchronised: int = 0
     """Entries of the model that were set to the trace's after a divergence."""
     divergences: list[Divergence] = field(default_factory=list)
     """The first few."""
     snapshots: list[SnapshotResult] = field(default_factory=list)
+
+    def keep(self) -> Callable[[], None]:
+        """What has been found so far; to call the answer brings it back."""
+        counts = self.events, self.matched, self.divergent, self.resynchronised
+        explained, told, compared = self.explained.copy(), len(self.divergences), len(self.snapshots)
+
+        def bring_back() -> None:
+            self.events, self.matched, self.divergent, self.resynchronised = counts
+            self.explained = explained.copy()
+            del self.divergences[told:], self.snapshots[compared:]
+
+        return bring_back
 
     @property
     def snapshots_equal(self) -> int:

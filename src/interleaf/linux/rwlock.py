@@ -11,10 +11,14 @@ from __future__ import annotations
 
 from interleaf.runtime import BLOCK, Array, Memory, Violation, choose
 from interleaf.runtime.carrier import Op, perform
+from interleaf.runtime.operations import Choose
 from interleaf.runtime.values import Value
 
 from .lockdep import READ, known, lock, lock_acquire, lock_release, place, self_deadlock
 from .spinlock import Acquire, Release
+
+YIELDS = "yields"
+CONTENDED = "is contended"
 
 
 class rwlock_t(lock):
@@ -154,9 +158,14 @@ def write_unlock(released: rwlock_t) -> None:
     perform(_WriteUnlock(released))
 
 
+def asks_to_yield(choice: Choose) -> bool:
+    """Is it the choice of a task whether it gives a lock that it holds up for a while?"""
+    return choice.what.startswith(YIELDS) or choice.what.endswith(CONTENDED)
+
+
 def rwlock_needbreak(contended: rwlock_t) -> bool:
     """Does somebody wait for the lock? A choice of the environment: both answers are explored."""
-    return bool(choose(2, f"{contended} is contended"))
+    return bool(choose(2, f"{contended} {CONTENDED}"))
 
 
 def cond_resched_rwlock_read(held: rwlock_t) -> bool:
@@ -166,7 +175,7 @@ def cond_resched_rwlock_read(held: rwlock_t) -> bool:
     the task must not be in an RCU reader (__cond_resched_rwlock_read).
     """
     perform(_MayBreak(held, False))
-    if not choose(2, f"yields {held}"):
+    if not choose(2, f"{YIELDS} {held}"):
         return False
     read_unlock(held)
     read_lock(held)
@@ -176,7 +185,7 @@ def cond_resched_rwlock_read(held: rwlock_t) -> bool:
 def cond_resched_rwlock_write(held: rwlock_t) -> bool:
     """As cond_resched_rwlock_read(), for a lock that is held for writing (__cond_resched_rwlock_write)."""
     perform(_MayBreak(held, True))
-    if not choose(2, f"yields {held}"):
+    if not choose(2, f"{YIELDS} {held}"):
         return False
     write_unlock(held)
     write_lock(held)

@@ -150,6 +150,8 @@ class Carrier:
         self.codes: list[types.CodeType | None] = []
         self.notes: list[str] | None = None
         """What the model says while it runs; None when nobody listens."""
+        self.log: list[Value] | None = None
+        """Results of all operations so far, to begin again with; None when nobody wants to."""
         self._numbers = world.frames
         self._function = function
         self._arguments = tuple(arguments)
@@ -182,6 +184,8 @@ class Carrier:
 
     def resume(self, result: Value) -> Op:
         """Give the pending operation its result and run up to the next."""
+        if self.log is not None:
+            self.log.append(result)
         self.fold(result)
         return self._switch(result)
 

@@ -1,0 +1,269 @@
+"""Other orders: where an event does not fit, was the order of the threads' steps another than that of their events?
+
+An event is written after what it tells of has happened, and between two events of a thread nothing tells when it takes
+which of its steps. So the events allow many orders. The comparison takes the steps of a thread as late as they can be:
+when its next event has its turn. If then an event does not fit, it goes back, and lets a thread take some of its steps
+before those of another one with which they conflict (they touch the same cell, and one of them writes it), but never
+before the thread's previous event. What fits up to the event and beyond it is an explanation. Orders are tried by how
+far they come; a bound is set to how many are tried, and to how far back it goes. If none fits, the event diverges.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import Protocol, TypeAlias
+
+from interleaf.runtime import Task
+
+from . import records
+from .drive import Thread
+from .outcome import Result
+from .rewind import Mark
+from .stepping import Detour, SteppedDriver, Taken
+
+WINDOW = 6_000
+"""Steps over which the comparison can go back, while several threads are in the middle of something."""
+
+TRIALS = 200
+"""Orders that are tried for one event."""
+
+CHILDREN = 64
+"""Orders that are made of one that has failed, by moving one thread's steps."""
+
+BEYOND = 6
+"""Events beyond the one that did not fit, which must fit as well."""
+
+Plan: TypeAlias = tuple[tuple[int, Detour], ...]
+"""Which steps are taken early: the number of the event before whose steps, and the steps."""
+
+
+class Compared(Protocol):
+    """What is compared event by event, and can go back (`compare.Comparison`)."""
+
+    result: Result
+
+    def more(self) -> bool: ...
+
+    def next(self) -> records.Event: ...
+
+    def again(self, events: Iterable[records.Event]) -> None: ...
+
+    def keep(self) -> Callable[[], None]: ...
+
+    def alone(self) -> bool: ...
+
+    def threads(self, pid: int) -> tuple[Thread, ...]: ...
+
+
+@dataclass(slots=True)
+class Moment:
+    """The moment before an event was compared, and what was done for the event."""
+
+    mark: Mark
+    bring_back: Callable[[], None]
+    event: records.Event | None = None
+    tasks: frozenset[Task] = frozenset()
+    """Those that act for the thread of the event."""
+    detours: tuple[Detour, ...] = ()
+    taken: list[Taken] = field(default_factory=list)
+    steps: int = 0
+    """Steps that were taken until then."""
+
+
+class OutOfOrder(Exception):
+    """An event does not fit while several threads are in the middle of something: another order may explain it."""
+
+
+class InOrder:
+    """Compares events in their order, and goes no other way."""
+
+    def __init__(self, compared: Compared) -> None:
+        self._compared = compared
+
+    def next(self) -> None:
+        """Compare the next event. Raises OutOfOrder if it does not fit, and another order is possible."""
+        compared = self._compared
+        alone, divergent = compared.alone(), compared.result.divergent
+        compared.next()
+        if compared.result.divergent > divergent and not (alone and compared.alone()):
+            raise OutOfOrder
+
+    def explains(self) -> bool:
+        """Does the event that is being compared fit only in another order than that of the events? Never."""
+        return False
+
+
+class Orders:
+    """Compares events in their order, and looks for another one where one does not fit."""
+
+    def __init__(self, driver: SteppedDriver, compared: Compared) -> None:
+        self._driver = driver
+        self._compared = compared
+        self._window: deque[Moment] = deque()
+        self._position = 0
+        """Number of the event that is compared next."""
+        self._explained: set[int] = set()
+        """Numbers of events in the window that were explained by another order."""
+
+    def next(self) -> None:
+        """Compare the next event."""
+        compared = self._compared
+        if self._fits(()):
+            pass
+        elif len(self._window) > 1:
+            self._search()
+        if compared.alone():
+            self._forget()
+        elif self._window and self._driver.steps - self._window[0].steps > WINDOW:
+            while len(self._window) > 1 and self._driver.steps - self._window[0].steps > WINDOW // 2:
+                self._window.popleft()
+            self._driver.past.forget(self._window[0].mark, [moment.mark for moment in self._window])
+
+    def _forget(self) -> None:
+        self._window.clear()
+        self._explained.clear()
+        self._driver.past.forget(None)
+
+    def explains(self) -> bool:
+        """Does the event that is being compared fit only in another order than that of the events?"""
+        return self._position in self._explained
+
+    def _fits(self, detours: tuple[Detour, ...]) -> bool:
+        driver, compared = self._driver, self._compared
+        if not self._window:
+            driver.steps = 0
+        moment = Moment(driver.past.mark(), compared.keep(), detours=detours, steps=driver.steps)
+        self._window.append(moment)
+        driver.go_round(detours)
+        if driver.taken is not None:
+            driver.taken = moment.taken
+        divergent = compared.result.divergent
+        moment.event = event = compared.next()
+        driver.go_round(())
+        moment.tasks = frozenset(thread.task for thread in compared.threads(event.task.pid))
+        self._position += 1
+        return compared.result.divergent == divergent
+
+    def _first(self) -> int:
+        return self._position - len(self._window)
+
+    def _back(self, position: int) -> None:
+        """Go back to the moment before an event in the window."""
+        moment = self._window[position - self._first()]
+        events = []
+        while self._position > position:
+            event = self._window.pop().event
+            assert event is not None
+            events.append(event)
+            self._position -= 1
+        self._driver.past.back(moment.mark)
+        self._driver.steps = moment.steps
+        moment.bring_back()
+        self._compared.again(reversed(events))
+
+    def _search(self) -> None:
+        """The last event of the window does not fit: is there another order in which it does?"""
+        driver = self._driver
+        failed, start = self._position - 1, self._first()
+        before = tuple((start + n, detour) for n, moment in enumerate(self._window) for detour in moment.detours)
+        self._explained.add(failed)
+        driver.taken = []
+        found = self._try_all(before, failed, start)
+        driver.taken = None
+        if not found:
+            self._explained.discard(failed)
+            self._back(start)
+            self._follow(before, failed)
+            self._forget()  # nothing before this divergence is to be explained any more
+        for moment in self._window:
+            moment.taken.clear()
+        self._compared.result.orders += found
+
+    def _try_all(self, before: Plan, failed: int, start: int) -> bool:
+        waiting: list[tuple[int, int, int, Plan]] = [(0, 0, 0, before)]
+        seen, number = {before}, 0
+        executed: Plan | None = None
+        for _ in range(TRIALS):
+            if not waiting:
+                return False
+            _reached, depth, _number, plan = heappop(waiting)
+            self._back(start if executed is None else _first_difference(executed, plan, self._position - 1))
+            executed = plan
+            if self._follow(plan, failed + BEYOND):
+                return True
+            reached = self._position
+            for child in self._children(plan):
+                if child not in seen:
+                    seen.add(child)
+                    number += 1
+                    heappush(waiting, (-reached, depth + 1, number, child))
+        return False
+
+    def _follow(self, plan: Plan, last: int) -> bool:
+        """Compare up to the event of that number; False if one does not fit, which is then the last of the window."""
+        while self._position <= last and self._compared.more():
+            if not self._fits(tuple(detour for position, detour in plan if position == self._position)):
+                return False
+        return True
+
+    def _children(self, plan: Plan) -> Iterator[Plan]:
+        """The orders that differ from the one that has just failed by the order of two steps that conflict."""
+        driver = self._driver
+        mine = self._window[-1].tasks
+        further: list[Taken] = []
+        driver.taken = further
+        for thread in driver.busy():
+            driver.ahead(thread.task)
+        start = self._first()
+        steps = [(start + n, step) for n, moment in enumerate(self._window) for step in moment.taken]
+        steps += [(self._position, step) for step in further]
+        found: dict[tuple[int, int, Detour], tuple[bool, int]] = {}
+        firsts: Counter[tuple[Task, int]] = Counter()
+        ranks = []
+        for position, step in steps:
+            segment = step.task, self._since(step.task, position)
+            ranks.append(firsts[segment])
+            firsts[segment] += 1
+        for late in range(len(steps) - 1, 0, -1):
+            position, step = steps[late]
+            since = self._since(step.task, position)
+            racing = []
+            for early in range(late - 1, -1, -1):
+                where, other = steps[early]
+                if where <= since:
+                    break
+                if where < self._position and other.task is not step.task and other.conflicts(step):
+                    racing.append((where, other))
+            for where, other in racing[:1] + racing[1:][-1:]:
+                rank = min(ranks[late], len(steps) - late)
+                key = where, other.round, Detour(other.at, step.task, step.length)
+                likely = step.task in mine or other.task in mine
+                found[key] = min(found.get(key, (True, rank)), (not likely, rank))
+        for key in sorted(found, key=lambda key: found[key])[:CHILDREN]:
+            where, made, detour = key
+            earlier = tuple(each for each in plan if each[0] < where)
+            same = tuple(each for each in plan if each[0] == where)
+            later = tuple(each for each in plan if each[0] > where)
+            yield (*earlier, *same[:made], (where, detour), *same[made:], *later)
+            if later or same[made:]:
+                yield (*earlier, *same[:made], (where, detour))
+
+    def _since(self, task: Task, position: int) -> int:
+        """The number of the event after which the task takes the steps that it takes for event `position`."""
+        start = self._first()
+        for number in range(min(position, self._position) - 1, start - 1, -1):
+            if task in self._window[number - start].tasks:
+                return number
+        return start - 1
+
+
+def _first_difference(one: Plan, other: Plan, last: int) -> int:
+    """The number of the first event for which two plans differ; at most `last`."""
+    for mine, its in zip(one, other, strict=False):
+        if mine != its:
+            return min(mine[0], its[0], last)
+    longer = max(one, other, key=len)[min(len(one), len(other)) :]
+    return min(longer[0][0], last) if longer else last
