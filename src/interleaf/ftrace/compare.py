@@ -117,14 +117,10 @@ class Comparison:
     def _foresee(self, thread: Thread) -> None:
         """A thread takes steps before its next event has its turn: what that event tells is known already."""
         for pid, flow in self._flows.items():
-            if thread is flow.thread or thread in flow.nested:
-                break
-        else:
-            return
-        event = self._next_of(pid)
-        if event is not None:
-            self._lookups.reveal(flow, event)
-            self._assist(event)
+            event = self._next_of(pid) if thread is flow.thread or thread in flow.nested else None
+            if event is not None:
+                self._lookups.reveal(flow, event)
+                self._assist(event)
 
     def _next_of(self, pid: int) -> records.Event | None:
         for event in islice(self._ahead, FORESIGHT):
@@ -258,7 +254,11 @@ class Comparison:
             self.driver.begin(flow.thread, "prefault", vcpu, record.gfn, 1)
             self._lookups.reveal(flow, event)
         else:
+            self._look_for_requests(flow, vcpu)
             self.driver.begin(flow.thread, "enter", vcpu)
+
+    def _look_for_requests(self, flow: Flow, vcpu: KvmVcpu) -> None:
+        self.driver.looked(flow.thread, KvmVcpu.requests.cell(vcpu), KvmVcpu.mmu_root.cell(vcpu))
 
     def _settle(self, pid: int, event: records.Event | None) -> None:
         """A thread has come to the end of what it was doing: so must the model have."""
@@ -311,7 +311,7 @@ class Comparison:
     def _ready(self, flow: Flow, event: records.Event) -> KvmVcpu:
         """The thread's vCPU, with all done that there is to do before it enters the guest."""
         vcpu = self.driver.vcpu(flow.vcpu)
-        self.driver.looked(flow.thread, KvmVcpu.requests.cell(vcpu), KvmVcpu.mmu_root.cell(vcpu))
+        self._look_for_requests(flow, vcpu)
         if self.driver.must_prepare(vcpu):
             self.driver.begin(flow.thread, "enter", vcpu)
             self._finish(flow, flow.thread, event)

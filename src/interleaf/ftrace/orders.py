@@ -87,9 +87,7 @@ class Orders:
     def next(self) -> None:
         """Compare the next event."""
         compared = self._compared
-        if self._fits(()):
-            pass
-        elif len(self._window) > 1:
+        if not self._fits(()):
             self._search()
         if compared.alone():
             self._forget()
@@ -128,12 +126,13 @@ class Orders:
 
     def _back(self, position: int) -> None:
         """Go back to the moment before an event in the window."""
+        moment = self._window[position - self._first()]
         events = []
         while self._position > position:
-            moment = self._window.pop()
+            event = self._window.pop().event
+            assert event is not None
+            events.append(event)
             self._position -= 1
-            assert moment.event is not None
-            events.append(moment.event)
         self._driver.past.back(moment.mark)
         self._driver.steps = moment.steps
         moment.bring_back()
@@ -188,7 +187,8 @@ class Orders:
         """The orders that differ from the one that has just failed by the order of two steps that conflict."""
         driver = self._driver
         mine = self._window[-1].tasks
-        driver.taken = further = []
+        further: list[Taken] = []
+        driver.taken = further
         for thread in driver.busy():
             driver.ahead(thread.task)
         start = self._first()
