@@ -28,7 +28,7 @@ from .orders import Orders
 from .outcome import Result
 from .reader import Trace
 from .snapshots import Snapshot, read_snapshots, snapshot_number
-from .spte import EPT, NPT
+from .spte import EPT, NPT, PRESENT
 from .stimuli import Marker, SlotChange, Slots, marker_of, slot_change_of
 from .walks import compare_tables
 
@@ -105,9 +105,10 @@ class Comparison:
 
         return bring_back
 
-    def alone(self) -> bool:
-        """Is no more than one thread in the middle of something?"""
-        return sum(not self.driver.idle(flow.thread) or bool(flow.nested) for flow in self._flows.values()) < 2
+    def busy(self) -> list[int]:
+        """The threads of the trace that are in the middle of something."""
+        idle = self.driver.idle
+        return [pid for pid, flow in self._flows.items() if not idle(flow.thread) or flow.nested]
 
     def threads(self, pid: int) -> tuple[Thread, ...]:
         """The threads that do what this thread of the trace does."""
@@ -176,7 +177,7 @@ class Comparison:
             self._diverge(event, "the model does nothing more here" + self._why())
             self._divergences.follow(event)
             return
-        reaction = self._read_again(flow, event, reaction)
+        reaction = self._used(event, self._read_again(flow, event, reaction), rules)
         wrong = mismatch(event, reaction, self.frames, rules)
         if wrong is not None:
             self._diverge(event, wrong)
@@ -212,6 +213,17 @@ class Comparison:
         self.driver.looked(flow.thread, KvmMmuPage.spt.element(sp, index))
         now = self.driver.entry(sp, index)
         return reaction._replace(record=mine._replace(spte=now)) if now == said.spte else reaction
+
+    def _used(self, event: records.Event, reaction: Reaction, rules: list[Rule]) -> Reaction:
+        """Of several tables that map a gfn, that which is changed may have been used, so that the CPU has set bits."""
+        said, mine = event.record, reaction.record
+        if not isinstance(said, records.KvmTdpMmuSpteChanged) or not isinstance(mine, model.SpteChanged):
+            return reaction
+        more = said.old_spte & self._layout.volatile & ~mine.old_spte
+        if not more or not said.old_spte & mine.old_spte & PRESENT or mine.new_spte & PRESENT:
+            return reaction
+        rules.append(Rule.AD_BITS)
+        return reaction._replace(record=mine._replace(old_spte=mine.old_spte | more))
 
     def _why(self) -> str:
         found = "; ".join(self.driver.violations[-2:])
