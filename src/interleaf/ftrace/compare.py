@@ -29,7 +29,7 @@ from .orders import InOrder, Orders, OutOfOrder
 from .outcome import Result
 from .reader import Trace
 from .snapshots import Snapshot, read_snapshots, snapshot_number
-from .spte import EPT, NPT
+from .spte import EPT, NPT, PRESENT
 from .stepping import SteppedDriver
 from .stimuli import Marker, SlotChange, Slots, marker_of, slot_change_of
 from .walks import compare_tables
@@ -107,9 +107,10 @@ class Comparison:
 
         return bring_back
 
-    def alone(self) -> bool:
-        """Is no more than one thread in the middle of something?"""
-        return sum(not self.driver.idle(flow.thread) or bool(flow.nested) for flow in self._flows.values()) < 2
+    def busy(self) -> list[int]:
+        """The threads of the trace that are in the middle of something."""
+        idle = self.driver.idle
+        return [pid for pid, flow in self._flows.items() if not idle(flow.thread) or flow.nested]
 
     def threads(self, pid: int) -> tuple[Thread, ...]:
         """The threads that do what this thread of the trace does."""
@@ -118,11 +119,11 @@ class Comparison:
 
     def _foresee(self, thread: Thread) -> None:
         """A thread takes steps before its next event has its turn: what that event tells is known already."""
-        pid = next((pid for pid, flow in self._flows.items() if thread in (flow.thread, *flow.nested)), None)
-        event = None if pid is None else self._next_of(pid)
-        if event is not None:
-            self._lookups.reveal(self._flows[event.task.pid], event)
-            self._assist(event)
+        for pid, flow in self._flows.items():
+            event = self._next_of(pid) if thread is flow.thread or thread in flow.nested else None
+            if event is not None:
+                self._lookups.reveal(flow, event)
+                self._assist(event)
 
     def _next_of(self, pid: int) -> records.Event | None:
         for event in islice(self._ahead, FORESIGHT):
@@ -178,7 +179,7 @@ class Comparison:
             self._diverge(event, "the model does nothing more here" + self._why())
             self._divergences.follow(event)
             return
-        reaction = self._read_again(flow, event, reaction)
+        reaction = self._used(event, self._read_again(flow, event, reaction), rules)
         wrong = mismatch(event, reaction, self.frames, rules)
         if wrong is not None:
             self._diverge(event, wrong)
@@ -214,6 +215,17 @@ class Comparison:
         self.driver.looked(flow.thread, KvmMmuPage.spt.element(sp, index))
         now = self.driver.entry(sp, index)
         return reaction._replace(record=mine._replace(spte=now)) if now == said.spte else reaction
+
+    def _used(self, event: records.Event, reaction: Reaction, rules: list[Rule]) -> Reaction:
+        """Of several tables that map a gfn, that which is changed may have been used, so that the CPU has set bits."""
+        said, mine = event.record, reaction.record
+        if not isinstance(said, records.KvmTdpMmuSpteChanged) or not isinstance(mine, model.SpteChanged):
+            return reaction
+        more = said.old_spte & self._layout.volatile & ~mine.old_spte
+        if not more or not said.old_spte & mine.old_spte & PRESENT or mine.new_spte & PRESENT:
+            return reaction
+        rules.append(Rule.AD_BITS)
+        return reaction._replace(record=mine._replace(old_spte=mine.old_spte | more))
 
     def _why(self) -> str:
         found = "; ".join(list(self.driver.violations)[-2:])
@@ -256,7 +268,11 @@ class Comparison:
             self.driver.begin(flow.thread, "prefault", vcpu, record.gfn, 1)
             self._lookups.reveal(flow, event)
         else:
+            self._look_for_requests(flow, vcpu)
             self.driver.begin(flow.thread, "enter", vcpu)
+
+    def _look_for_requests(self, flow: Flow, vcpu: KvmVcpu) -> None:
+        self.driver.looked(flow.thread, KvmVcpu.requests.cell(vcpu), KvmVcpu.mmu_root.cell(vcpu))
 
     def _settle(self, pid: int, event: records.Event | None) -> None:
         """A thread has come to the end of what it was doing: so must the model have."""
@@ -309,7 +325,7 @@ class Comparison:
     def _ready(self, flow: Flow, event: records.Event) -> KvmVcpu:
         """The thread's vCPU, with all done that there is to do before it enters the guest."""
         vcpu = self.driver.vcpu(flow.vcpu)
-        self.driver.looked(flow.thread, KvmVcpu.requests.cell(vcpu), KvmVcpu.mmu_root.cell(vcpu))
+        self._look_for_requests(flow, vcpu)
         if self.driver.must_prepare(vcpu):
             self.driver.begin(flow.thread, "enter", vcpu)
             self._finish(flow, flow.thread, event)

@@ -53,7 +53,7 @@ class Compared(Protocol):
 
     def keep(self) -> Callable[[], None]: ...
 
-    def alone(self) -> bool: ...
+    def busy(self) -> list[int]: ...
 
     def threads(self, pid: int) -> tuple[Thread, ...]: ...
 
@@ -105,22 +105,26 @@ class Orders:
         self._window: deque[Moment] = deque()
         self._position = 0
         """Number of the event that is compared next."""
+        self._latest: dict[int, int] = {}
+        """The number of the latest event of each thread of the trace."""
         self._explained: set[int] = set()
         """Numbers of events in the window that were explained by another order."""
 
     def next(self) -> None:
         """Compare the next event."""
         compared = self._compared
-        if self._fits(()):
-            pass
-        elif len(self._window) > 1:
+        if not self._fits(()):
             self._search()
-        if compared.alone():
-            self._forget()
-        elif self._window and self._driver.steps - self._window[0].steps > WINDOW:
+        first = min((self._latest[pid] for pid in compared.busy()), default=self._position) + 1
+        while self._window and self._first() < first:
+            self._window.popleft()
+        if self._window and self._driver.steps - self._window[0].steps > WINDOW:
             while len(self._window) > 1 and self._driver.steps - self._window[0].steps > WINDOW // 2:
                 self._window.popleft()
+        if self._window:
             self._driver.past.forget(self._window[0].mark, [moment.mark for moment in self._window])
+        else:
+            self._forget()
 
     def _forget(self) -> None:
         self._window.clear()
@@ -143,6 +147,7 @@ class Orders:
         divergent = compared.result.divergent
         moment.event = event = compared.next()
         driver.go_round(())
+        self._latest[event.task.pid] = self._position
         moment.tasks = frozenset(thread.task for thread in compared.threads(event.task.pid))
         self._position += 1
         return compared.result.divergent == divergent
