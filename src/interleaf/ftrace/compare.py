@@ -112,6 +112,10 @@ class Comparison:
         idle = self.driver.idle
         return [pid for pid, flow in self._flows.items() if not idle(flow.thread) or flow.nested]
 
+    def several(self) -> bool:
+        """Has more than one thread of the trace done anything?"""
+        return len(self._flows) > 1
+
     def threads(self, pid: int) -> tuple[Thread, ...]:
         """The threads that do what this thread of the trace does."""
         flow = self._flows.get(pid)
@@ -474,8 +478,8 @@ class Comparison:
 def compare_trace(path: Path, design: Design, snapshots: Path | None = None) -> Result:
     """Compare a trace, and its snapshots if there are any, with the model of `design`. Raises Unreadable.
 
-    First with a driver that cannot go back; where this meets threads that have acted on each other in another order
-    than that of their events, all over again with one that can.
+    First with a driver that cannot go back; if an event does not fit, and several threads have acted, all over again
+    with one that can, because they may have acted in another order than that of their events.
     """
     options = options_of(Trace(path))
     found = {} if snapshots is None else {snapshot.number: snapshot for snapshot in read_snapshots(snapshots)}

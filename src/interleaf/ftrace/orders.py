@@ -55,6 +55,8 @@ class Compared(Protocol):
 
     def busy(self) -> list[int]: ...
 
+    def several(self) -> bool: ...
+
     def threads(self, pid: int) -> tuple[Thread, ...]: ...
 
 
@@ -74,7 +76,7 @@ class Moment:
 
 
 class OutOfOrder(Exception):
-    """An event does not fit while several threads are in the middle of something: another order may explain it."""
+    """An event does not fit in a trace of several threads: another order of their steps may explain it."""
 
 
 class InOrder:
@@ -86,9 +88,9 @@ class InOrder:
     def next(self) -> None:
         """Compare the next event. Raises OutOfOrder if it does not fit, and another order is possible."""
         compared = self._compared
-        alone, divergent = compared.alone(), compared.result.divergent
+        divergent = compared.result.divergent
         compared.next()
-        if compared.result.divergent > divergent and not (alone and compared.alone()):
+        if compared.result.divergent > divergent and compared.several():
             raise OutOfOrder
 
     def explains(self) -> bool:
