@@ -17,8 +17,6 @@ __all__ = ["LEFT_OUT", "Bug", "library", "load"]
 LEFT_OUT: dict[str, str] = {
     "B08": "it needs roots without a shadow page (PAE, nested shadow paging), which the model does not have",
     "B57": "it needs shadow pages for nested guests that are recycled when their quota is used up",
-    "B64": "both walks may come to their ends, if only the scheduler is kind: the search reports a livelock only where "
-    "no schedule ends it",
 }
 """Bugs that suggest themselves, but are not in the catalogue, and why."""
 

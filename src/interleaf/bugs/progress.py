@@ -29,4 +29,16 @@ BUGS: tuple[Bug, ...] = (
         scenarios=("prefault-vs-memslot-delete",),
         rules=("livelock",),
     ),
+    Bug(
+        "B64",
+        "Two walks yield to each other for ever",
+        "Each gives mmu_lock up for the other one before it has done anything since it last did, and begins again.",
+        fix="ed5e484b79e8",
+        culprit="",
+        kind="livelock",
+        design="v6.12",
+        deviation="without forward-progress",
+        scenarios=("zap-range-vs-unmap-in-two-roots",),
+        rules=("livelock",),
+    ),
 )

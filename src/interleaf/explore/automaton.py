@@ -60,6 +60,7 @@ class Node:
         "own",
         "own_writes",
         "plain_bits",
+        "progress",
         "releases",
         "result",
         "shown",
@@ -84,6 +85,7 @@ class Node:
         self.releases = op.releases
         self.focus: Cell | None = op.focus
         self.outcomes = op.outcomes if isinstance(op, Choose) else 0
+        self.progress = isinstance(op, Choose) and op.progress
         self.cell: Any = getattr(op, "cell", None)
         self.value: Value = getattr(op, "value", None)
         self.life: Cell | None = op.focus.owner.life if op.focus is not None else None

@@ -21,9 +21,7 @@ class Frame:
     __slots__ = (
         "arrived",
         "awake",
-        "cyclic",
         "done",
-        "key",
         "last",
         "running",
         "size",
@@ -35,9 +33,8 @@ class Frame:
         "waiting",
     )
 
-    def __init__(self, snapshot: Snapshot, key: int, last: int, arrived: Arrival) -> None:
+    def __init__(self, snapshot: Snapshot, last: int, arrived: Arrival) -> None:
         self.snapshot = snapshot
-        self.key = key
         self.last = last
         """The task whose step led here."""
         self.arrived = arrived
@@ -53,7 +50,5 @@ class Frame:
         """Could any task run here?"""
         self.waiting: dict[int, int] = {}
         """Tasks that cannot run here, with the cells on which that depends."""
-        self.cyclic = False
-        """Did a step lead back to a state of the current path?"""
         self.suspects: list[tuple[int, Choices, int, Cell]] = []
         """Pairs of steps from here that may race, and on which cell."""

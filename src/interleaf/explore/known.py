@@ -76,7 +76,7 @@ class KnownStep:
             "node",
             "plains",
         ),
-        *("possible", "reads", "valid", "values", "writes", "zobrist"),
+        *("possible", "progress", "reads", "valid", "values", "writes", "zobrist"),
     )
 
     def __init__(self, memory: Memory, mark: int, zobrist: int, frees: bool) -> None:
@@ -105,6 +105,7 @@ class KnownStep:
         self.branches: list[int] = []
         self.basic: list[tuple[tuple[int, ...], int]] = []
         self.length = 0
+        self.progress = False
 
     def goes(self, node: Node | None, glued: Sequence[Node], conflict: bool) -> None:
         """It was possible, and went up to `node`: see the fields of these names."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from interleaf.runtime.carrier import CHOICE, CUSTOM, END, READ, WRITE
+from interleaf.runtime.carrier import CHOICE, CUSTOM, END, JOIN, READ, WRITE
 from interleaf.runtime.cells import World
 from interleaf.runtime.execution import StepLimit
 from interleaf.runtime.findings import ModelError, Violation, ViolationRaised
@@ -24,6 +24,7 @@ from interleaf.runtime.operations import Task, end_task, intern_task
 from .automaton import Automata, Node
 from .known import CHECKED, KnownStep, Table, expect, keep
 from .points import Points
+from .waits import kind_of
 
 CHAIN_LIMIT = 20_000
 """Operations in one step; a task that does more without a scheduling point is taken to loop for ever."""
@@ -49,8 +50,8 @@ class Machine:
 
     After `step`: `reads`, `writes`, `plains` of its memory are its footprint (bit sets of cells), `basic` its
     schedule in steps of an `Execution` (as (choices, operations), see `Move`), `branches` the number of outcomes
-    of each choice in it, `length` how many operations it had, `violations` what it violated, and `dead` whether a
-    fatal one ended the execution.
+    of each choice in it, `length` how many operations it had, `progress` whether it completed a round
+    (`runtime.again`), `violations` what it violated, and `dead` whether a fatal one ended the execution.
     """
 
     def __init__(
@@ -78,6 +79,9 @@ class Machine:
         self.violations: list[Violation] = []
         self.dead = False
         self.length = 0
+        self.progress = False
+        self.waits: set[Any] = set()
+        """Kinds of operations that have had to wait."""
         self.taken = 0
         """Known steps that were taken, or could have been."""
         self._glued: list[Node] = []
@@ -163,6 +167,7 @@ class Machine:
             if possible:
                 made.goes(self.nodes[index], self._glued, self._stopped)
                 made.branches, made.basic, made.length = self.branches, self.basic, self.length
+                made.progress = self.progress
             if same is not None:
                 expect(same, made)
             else:
@@ -175,6 +180,7 @@ class Machine:
         if known.possible:
             self.nodes[index] = known.node
             self.branches, self.basic, self.length = known.branches, known.basic, known.length
+            self.progress = known.progress
             self.points.decided(known.glued)
         return known.possible
 
@@ -194,7 +200,7 @@ class Machine:
         seen: tuple[Node, int] | None = None
         marked: Node | None = None  # the latest marked operation before which there is no scheduling point
         self._glued = glued = []
-        self._stopped = self._told = self._frees = False
+        self._stopped = self._told = self._frees = self.progress = False
         for count in range(CHAIN_LIMIT):
             self.length = count
             if length:
@@ -257,6 +263,8 @@ class Machine:
                 elif kind == CHOICE:
                     taken = len(branches)
                     result = choices[taken] if taken < len(choices) else 0
+                    if result and node.progress:
+                        self.progress = True
                     branches.append(node.outcomes)
                     outcomes = (*outcomes, result)
                 elif kind == END:
@@ -294,6 +302,7 @@ class Machine:
                 points.shown(node, marked)
             if result is BLOCK:
                 if first:
+                    self.waits.add(kind_of(node.op))
                     return False
                 break
             if node.marked and not first:
@@ -333,6 +342,8 @@ class Machine:
         memory = self.memory
         node = self.nodes[index]
         assert node is not None
+        if node.kind not in (CUSTOM, JOIN):
+            return True
         mark, zobrist = len(memory.journal), memory.zobrist
         memory.begin_step(index)
         learning, memory.learning = memory.learning, False
@@ -341,6 +352,8 @@ class Machine:
         except ViolationRaised:
             blocked = False
         memory.learning = learning
+        memory.spawned.clear()
+        memory.warnings.clear()
         memory.rollback(mark, zobrist)
         return not blocked
 

@@ -13,6 +13,7 @@ from interleaf.runtime.findings import Violation
 
 DEADLOCK = "deadlock"
 LIVELOCK = "livelock"
+STARVATION = "starvation"
 DATA_RACE = "data-race"
 
 

@@ -32,9 +32,10 @@ from interleaf.runtime.findings import Violation
 from .audit import Auditor
 from .bounded import deadlock
 from .frame import Arrival, Footprint, Frame
-from .livelock import alternatives, spinning
+from .livelock import alternatives
+from .loops import Loops
 from .machine import Choices, Machine
-from .outcome import LIVELOCK, Bounds, Found, Outcome, Progress, Stopped, finished
+from .outcome import Bounds, Found, Outcome, Progress, Stopped, finished
 from .window import race_between
 
 Inspect: TypeAlias = Callable[[Machine], list[Violation]]
@@ -96,9 +97,6 @@ class StateSearch:
         self.outcome = Outcome("states", reductions=self.options.names())
         self.visited: dict[int, int] = {}
         self.stack: list[Frame] = []
-        self.on_path: dict[int, int] = {}
-        self.turning: set[int] = set()
-        """Tasks whose steps were seen to lead round in a circle."""
         self.machine = Machine(
             self.world,
             setup,
@@ -107,6 +105,7 @@ class StateSearch:
             flat=not self.options.frames,
             remember=self.options.known,
         )
+        self.loops = Loops(self.machine, self._tick)
         self.auditor = Auditor(self.world, setup, random.Random(seed)) if self.options.audit else None
         self._races: set[tuple[object, ...]] = set()
         self._masks: dict[int, int] = {}
@@ -148,9 +147,9 @@ class StateSearch:
         """Search from the initial state; False if an assumption broke and it must be done again."""
         machine = self.machine
         machine.begin_pass()
+        self.loops.begin_pass()
         self.visited.clear()
         self.stack.clear()
-        self.on_path.clear()
         self._steps = 0
         if self.auditor is not None:
             self.auditor.begin_pass()
@@ -159,7 +158,7 @@ class StateSearch:
             # A pass that was surprised goes on to its end: what it learns saves further passes, and it may turn out
             # to have left out nothing, so that it was the last one.
             self._advance()
-        return machine.points.stand()
+        return machine.points.stand() and self.loops.stand()
 
     def _advance(self) -> None:
         """Take the next step from the state on top of the stack, or leave that state."""
@@ -241,10 +240,6 @@ class StateSearch:
             explore = stored & ~mask
             if not explore:
                 outcome.executions += 1
-                position = self.on_path.get(key)
-                if position is not None:
-                    self.stack[position].cyclic = True
-                    self.turning.update(passed.running for passed in self.stack[position:])
                 if self.auditor is not None:
                     self.auditor.merged(key, self, arrived)
                 self._bound_executions()
@@ -256,7 +251,7 @@ class StateSearch:
         outcome.depth = max(outcome.depth, depth)
         if depth > self.bounds.steps:
             raise Stopped(f"an execution is longer than {self.bounds.steps} steps")
-        frame = Frame(machine.snapshot(), key, last, arrived)
+        frame = Frame(machine.snapshot(), last, arrived)
         frame.sleep = sleep
         frame.waiting = waiting
         self.stack.append(frame)
@@ -270,7 +265,6 @@ class StateSearch:
         if last >= 0 and explore >> last & 1 and machine.nodes[last] is not None:
             frame.todo.append((last, ()))
         frame.size = len(frame.todo)
-        self.on_path.setdefault(key, depth)
         if not unfinished:
             outcome.executions += 1
             if self.auditor is not None:
@@ -297,6 +291,8 @@ class StateSearch:
             self._report(self.inspect(self.machine))
         if not unfinished and self.final is not None:
             self._report(self.final(self.machine))
+        for loop in self.loops.look():
+            self._add(Found(loop.violation, (*self.schedule(), *loop.schedule), self.outcome.executions + 1))
 
     def _leave(self, frame: Frame) -> None:
         """Everything from this state is explored."""
@@ -307,14 +303,6 @@ class StateSearch:
             self._return_to(frame)
             self.outcome.executions += 1
             self._report([deadlock(machine)])
-        elif frame.cyclic or (not frame.awake and not self.turning.isdisjoint(frame.sleep)):
-            # the second is where tasks that go round would do so alone, but sleep
-            self._return_to(frame)
-            stuck = spinning(machine)
-            if stuck:
-                self._report([Violation(LIVELOCK, stuck)])
-        if self.on_path.get(frame.key) == len(self.stack) - 1:
-            del self.on_path[frame.key]
         self.stack.pop()
 
     def _return_to(self, frame: Frame) -> None:

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 from interleaf.runtime.findings import ModelError
 
-from .outcome import DATA_RACE, DEADLOCK, LIVELOCK, Bounds, Outcome
+from .outcome import DATA_RACE, DEADLOCK, LIVELOCK, STARVATION, Bounds, Outcome
 
 PROOF_ENGINES = ("states", "steps")
 
 ALWAYS_CHECKED = (DEADLOCK, LIVELOCK, DATA_RACE, "use-after-free")
 """What a search checks in every state or step, whatever the model declares."""
 
-BY_STATES_ONLY = (LIVELOCK, DATA_RACE)
+BY_STATES_ONLY = (LIVELOCK, STARVATION, DATA_RACE)
 """Of these, what the search over states alone decides."""
 
 

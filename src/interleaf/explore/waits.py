@@ -47,7 +47,7 @@ class Waits:
 
     def waits(self, op: Op, memory: Memory) -> None:
         """`op` has to wait. Raises NewWait if that was not known of its kind."""
-        kind = _kind(op)
+        kind = kind_of(op)
         known = self._for_lock.get(kind)
         held = False
         if op.focus is not None:
@@ -63,7 +63,7 @@ class Waits:
 
         None if `op` never waits. Raises NewWait if it takes its lock in another way than its kind did before.
         """
-        kind = _kind(op)
+        kind = kind_of(op)
         lock: Wait | None = None
         if turns and turns[0].taken and turns[0].cell is op.focus:
             lock = Wait(turns[0].cell, turns[0].exclusive)
@@ -77,13 +77,13 @@ class Waits:
 
     def of_waiting(self, op: Op) -> list[Wait]:
         """What the waiting `op` waits for; more than one where it is not known how it takes its lock."""
-        kind = _kind(op)
+        kind = kind_of(op)
         if not self._for_lock[kind]:
             return [ANYTHING]
         exclusive = self._exclusive.get(kind)
         return [Wait(op.focus, way) for way in ((True, False) if exclusive is None else (exclusive,))]
 
 
-def _kind(op: Op) -> Any:
+def kind_of(op: Op) -> Any:
     """What operations of one kind have in common."""
     return getattr(op, "function", type(op))

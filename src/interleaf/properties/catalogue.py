@@ -105,10 +105,12 @@ PROPERTIES: dict[str, Property] = _by_name(
     ),
     Property(
         "I13",
-        "Faults, zaps, notifiers and memslot updates come to their end, if every task gets its turn.",
+        "Faults, zaps, notifiers and memslot updates come to their end, if the scheduler is fair: each task that can "
+        "run again and again does, so locks are handed over. The environment need not be fair: allocations may fail "
+        "and locks be contended each time, as long as there are two tasks that run.",
         "vCPUs spin on faults that are never done, or the host waits for a notifier for ever.",
         "tdp_mmu_iter_cond_resched; ed5e484b79e8",
-        ("deadlock", "livelock"),
+        ("deadlock", "livelock", "starvation"),
     ),
     Property(
         "I14",

@@ -25,6 +25,7 @@ from .memory import BLOCK, Memory
 from .objects import Array, Const, Embedded, Marked, Object, Plain, container_of, free, new
 from .operations import (
     Task,
+    again,
     check,
     choose,
     current_task,
@@ -67,6 +68,7 @@ __all__ = [
     "Value",
     "Violation",
     "World",
+    "again",
     "canonical",
     "check",
     "checkpoint",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar, cast
 
 from .carrier import CHOICE, JOIN, Op, function_key, perform, running
 from .cells import Cell
@@ -119,6 +119,8 @@ class Choose(Op):
 
     kind = CHOICE
     local = True
+    progress: ClassVar[bool] = False
+    """Another outcome than 0 is progress: see `again`."""
 
     def __init__(self, outcomes: int, what: str) -> None:
         self.outcomes = outcomes
@@ -130,6 +132,18 @@ class Choose(Op):
 
     def text(self, result: Value) -> str:
         return f"{self.what}: {result} of {self.outcomes}"
+
+
+class Again(Choose):
+    """The environment wants another round, or not."""
+
+    progress = True
+
+    def __init__(self, what: str) -> None:
+        super().__init__(2, what)
+
+    def text(self, result: Value) -> str:
+        return self.what if result else f"{self.what}: no more"
 
 
 class Report(Op):
@@ -234,6 +248,15 @@ def join(*tasks: Task) -> None:
 def choose(outcomes: int, what: str = "choice") -> int:
     """A nondeterministic choice of the environment; a search covers all of 0 … outcomes-1."""
     return cast("int", perform(Choose(outcomes, what)))
+
+
+def again(what: str) -> bool:
+    """Does the environment ask the running task for another round of `what` it has just done? Both are explored.
+
+    To go round this way is progress: a loop in which a task completes rounds is no livelock of that task, however long
+    it is asked to. Others may starve meanwhile.
+    """
+    return bool(perform(Again(what)))
 
 
 def current_task() -> Task:
