@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from interleaf.explore.outcome import DEADLOCK, LIVELOCK
+from interleaf.explore.outcome import DEADLOCK, LIVELOCK, STARVATION
 from interleaf.kvm.kvm_host import KvmMmuPage
 from interleaf.runtime import Execution, Object, Schedule, Step, Value, Violation, World
 from interleaf.runtime.carrier import CHOICE, Op
 from interleaf.runtime.cells import Cell
 from interleaf.runtime.memory import ALIVE
+from interleaf.runtime.operations import Task
 from interleaf.runtime.races import RaceDetector
 
 from .roots import Root, roots
@@ -92,6 +93,8 @@ class Narration:
     """Who violated the property, and where."""
     waiting: tuple[str, ...] = ()
     """What each unfinished task would do next, at the end."""
+    repeats: int | None = None
+    """Position of the first of the last steps, if these can be repeated for ever."""
 
 
 def narrate(setup: Callable[[], object], schedule: Schedule, signature: tuple[str, str]) -> Narration:
@@ -102,8 +105,8 @@ def narrate(setup: Callable[[], object], schedule: Schedule, signature: tuple[st
     narration = Narration()
     run = _Replay(World(), setup, narration, signature)
     try:
-        for _step in run.replay(schedule):
-            pass
+        for step in run.replay(schedule):
+            run.passed(step)
         run.conclude()
     finally:
         run.close()
@@ -123,6 +126,9 @@ class _Replay(Execution):
         self._position = -1
         self._mark = 0
         self._violations = 0
+        self._states: list[object] = []
+        """The states after each step of the schedule."""
+        self._ran: list[Task] = []
         super().__init__(world, setup, observer=self, narrate=True)
 
     def access(self, task: int, cell: Cell, write: bool, plain: bool) -> None:
@@ -143,6 +149,12 @@ class _Replay(Execution):
         else:
             self._narration.lives[owner.name].freed = stack
 
+    def passed(self, step: Step) -> None:
+        """A step of the schedule has been made."""
+        frames = tuple((task, carrier.state) for task, carrier in self.carriers.items())
+        self._states.append((self.memory.zobrist, frames))
+        self._ran.append(step.task)
+
     def conclude(self) -> None:
         """The schedule is at its end. What is each task about to do, and what does the whole show?"""
         self._narration.waiting = tuple(
@@ -152,13 +164,25 @@ class _Replay(Execution):
         for race in self._races.races:
             if race.signature == self._signature and self._narration.violation is None:
                 self._narration.violation = race
-        stuck = {DEADLOCK: self._blocked, LIVELOCK: self._spins}.get(self._signature[0])
-        if stuck is not None and stuck():
+        rule = self._signature[0]
+        stuck = {DEADLOCK: self._blocked, LIVELOCK: self._spins}.get(rule)
+        if (rule in (LIVELOCK, STARVATION) and self._turns()) or (stuck is not None and stuck()):
             self._narration.violation = Violation(*self._signature)
 
     def _blocked(self) -> bool:
         """Can no task run, although some have not ended?"""
         return bool(self.unfinished) and not any(self.step(task) for task in self.unfinished)
+
+    def _turns(self) -> bool:
+        """Do the last steps lead back to where they began, with all in them who can run at the end?"""
+        if not self._states or self._states[-1] not in self._states[:-1]:
+            return False
+        first = self._states.index(self._states[-1]) + 1
+        self.narrate = False
+        if any(self.step(task) for task in self.unfinished if task not in self._ran[first:]):
+            return False
+        self._narration.repeats = first
+        return True
 
     def _spins(self) -> bool:
         """Does no task end, although they all get their turn? (What else could be scheduled, the search has seen.)"""

@@ -21,7 +21,7 @@ from .narration import Change, Narration, Told
 LOCKS = ("mmu_lock", "slots_lock")
 """Locks whose taking and releasing is always told."""
 
-ABOUT_LOCKS = frozenset({"deadlock", "livelock", "lockdep", "sleeping-while-atomic", "I14"})
+ABOUT_LOCKS = frozenset({"deadlock", "livelock", "starvation", "lockdep", "sleeping-while-atomic", "I14"})
 """Properties that are about locks: every lock is told."""
 
 ALWAYS = frozenset(

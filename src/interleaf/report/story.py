@@ -131,7 +131,13 @@ def _entries(narration: Narration, shorten: Callable[[str], str]) -> list[_Entry
     for told in narration.told:
         if told.step < 0:
             known = _standing(told.roots, known)
+    repeats = narration.repeats
     for told in played:
+        if repeats is not None and told.step >= repeats:
+            last = played[-1].step
+            again = f"step {last + 1} repeats" if repeats == last else f"steps {repeats + 1} to {last + 1} repeat"
+            entries.append(_Entry("", "", f"= from here on, {again} for ever:", ALARM))
+            repeats = None
         style = ALARM if told.violations else PLAIN
         entries += [_Entry(told.task, told.function, shorten(note)) for note in told.notes]
         if selection.matters(told) or told is played[-1]:
@@ -194,7 +200,7 @@ def _after(finding: Finding, narration: Narration, shorten: Callable[[str], str]
         lines += [Line(""), Line("At this moment:", HEADING)]
         for root in narration.told[-1].roots:
             lines += [Line(f"  {text}") for text in _wrap(describe(root, shorten), width - 2)]
-    if finding.property in ("deadlock", "livelock") and narration.waiting:
+    if finding.property in ("deadlock", "livelock", "starvation") and narration.waiting:
         lines += [Line(""), Line("At the end:", HEADING)]
         lines += [Line(f"  {shorten(text)}") for text in narration.waiting]
     name = narration.violation.object if narration.violation is not None else ""

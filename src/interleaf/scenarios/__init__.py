@@ -39,7 +39,7 @@ from pathlib import Path
 
 from interleaf.runtime import ModelError
 
-from . import claims, dirty_log, host, huge_pages, lifecycle, memslots, modes, notifiers, vcpus, walks
+from . import claims, dirty_log, host, huge_pages, lifecycle, memslots, modes, notifiers, unfixed, vcpus, walks
 from .scenario import Parameter, Scenario, scenario, scenarios_of
 from .stage import (
     DUMMY_GFN,
@@ -68,6 +68,11 @@ def of_claims() -> dict[str, Scenario]:
     return scenarios_of(claims)
 
 
+def of_unfixed() -> dict[str, Scenario]:
+    """The scenarios that show what is wrong in every kernel, by name: not in the library, but they can be loaded."""
+    return scenarios_of(unfixed)
+
+
 def load(spec: str) -> Scenario:
     """The scenario called `spec` in the library, the one in `path/file.py`, or `name` in `path/file.py:name`.
 
@@ -75,7 +80,7 @@ def load(spec: str) -> Scenario:
     """
     file, _, name = spec.partition(":")
     if not file.endswith(".py"):
-        return _pick(spec, library() | of_claims(), f"there is no scenario {spec!r} in the library")
+        return _pick(spec, library() | of_claims() | of_unfixed(), f"there is no scenario {spec!r} in the library")
     found = _scenarios_in(Path(file))
     if name:
         return _pick(name, found, f"{file} has no scenario {name!r}")
@@ -125,6 +130,7 @@ __all__ = [
     "load_roots",
     "make_vm",
     "of_claims",
+    "of_unfixed",
     "populate",
     "scenario",
 ]
