@@ -16,6 +16,7 @@ import pytest
 from interleaf.explore.outcome import LIVELOCK
 
 from .compare import ENGINES, FREEING_ANY_TIME, Collector, by_states, by_steps, disagreement, findings, truth
+from .fair import goes_round, graph
 from .generate import MIXES, Generator
 from .preemptions import bounded, fewest
 from .programs import Program
@@ -109,7 +110,25 @@ def test_many_programs_have_deadlocks_and_violations() -> None:
     assert fitting == number
 
 
-def test_engines_agree_on_livelocks() -> None:
+def test_livelocks_are_found_where_brute_force_finds_a_fair_loop() -> None:
+    livelocked = compared = 0
+    for program in itertools.islice(programs("retries", "livelocks"), 60):
+        known = graph(program.setup)
+        if known is None:
+            continue
+        expected = goes_round(known)
+        outcome = by_states(program, Collector())
+        assert outcome.exhaustive
+        found = any(found.violation.rule == LIVELOCK for found in outcome.found)
+        assert found == expected, str(program)
+        compared += 1
+        livelocked += found
+    assert livelocked >= 10
+    assert compared - livelocked >= 10
+
+
+def test_what_one_engine_calls_a_livelock_the_other_does_too() -> None:
+    """The search over steps reports those that no schedule ends."""
     livelocked = 0
     for program in itertools.islice(programs("retries", "livelocks"), 40):
         found = []
@@ -117,8 +136,8 @@ def test_engines_agree_on_livelocks() -> None:
             outcome = search(program, Collector())
             assert outcome.exhaustive
             found.append(any(found.violation.rule == LIVELOCK for found in outcome.found))
-        assert found[0] == found[1], str(program)
-        livelocked += found[0]
+        assert found[0] or not found[1], str(program)
+        livelocked += found[1]
     assert livelocked >= 10
 
 
