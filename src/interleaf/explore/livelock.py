@@ -1,4 +1,4 @@
-"""Livelock: tasks that run for ever and get nowhere.
+"""Livelock that no schedule ends, for the search over steps. (The search over states finds more: see `loops.py`.)
 
 A state is a livelock if some task can run there and, whatever is scheduled, no task ever ends: everything that
 can still happen leads round in circles. The search asks where a step has led back to a state of its own path;
