@@ -24,7 +24,7 @@ from interleaf.explore.machine import Machine
 from interleaf.explore.outcome import Bounds, Found, Outcome, Progress
 from interleaf.explore.states import StateSearch
 from interleaf.explore.steps import StepSearch
-from interleaf.explore.verdict import Status, Subject, Verdict, judge
+from interleaf.explore.verdict import BY_STATES_ONLY, Status, Subject, Verdict, judge
 from interleaf.kvm.design import Design
 from interleaf.properties import MADE_OF, NAMES
 from interleaf.runtime import ModelError, Schedule
@@ -175,7 +175,7 @@ def _retell(
 
     First the parameters of the scenario are lowered as far as all of them still show, then the preemptions.
     """
-    retold = [one.signature for one in found if not one.race]
+    retold = [one.signature for one in found if not one.race and one.violation.rule not in BY_STATES_ONLY]
     parameters = request.parameters
     stories = _stories(scenario, design, parameters, retold, learned)
     for parameter in scenario.parameters:
