@@ -15,10 +15,12 @@ from interleaf.arguments import Refused
 from interleaf.campaign import run
 from interleaf.check import Cell, Finding, Request, program
 from interleaf.explore.verdict import Status
+from interleaf.ftrace.writing import trace_of
 from interleaf.report import document
 from interleaf.report.matrix import Matrix, console_for, duration, outcome, reason, reasons, title, totals
 from interleaf.report.narration import Narration, narrate
 from interleaf.report.story import WIDTH, tell
+from interleaf.runtime import StepLimit
 from interleaf.worker import Result, explain
 
 HOLDS, VIOLATED, UNUSABLE, INCOMPLETE = 0, 1, 2, 3
@@ -33,6 +35,8 @@ class Outputs:
     """None is nowhere; `-` is standard output, which then holds nothing else."""
     findings: Path | None
     """A folder for one file for each finding."""
+    ftrace: Path | None = None
+    """For the trace of one execution."""
 
     @property
     def json_alone(self) -> bool:
@@ -52,12 +56,16 @@ class Told:
 
 def check(requests: Sequence[Request], workers: int | None, outputs: Outputs) -> int:
     """Check the requests, show and write the results; returns the exit code. Raises Refused."""
+    if outputs.ftrace is not None and len(requests) != 1:
+        raise Refused(f"--ftrace writes one execution: name one scenario and one --design, not {len(requests)} cells.")
     expect_writable(outputs)
     began = time.monotonic()
     with Matrix(requests, console_for(stderr=True)) as matrix:
         results = run(requests, workers=workers, listener=matrix)
     told = [retold(finding, others) for finding, others in distinct(results)]
     write(results, told, outputs)
+    if outputs.ftrace is not None and not results[0].error:
+        write_ftrace(outputs.ftrace, requests[0], told[0].finding if told else None)
     console = console_for(stderr=outputs.json_alone)
     if len(requests) > 1:
         shown = Matrix(requests, console)
@@ -159,6 +167,23 @@ def write(results: Sequence[Result], told: Sequence[Told], outputs: Outputs, **m
         raise Refused(f"{where} cannot be written: {error.strerror or error}. {totals(results)}.") from error
 
 
+def write_ftrace(path: Path, request: Request, finding: Finding | None) -> None:
+    """Write the events of a finding's execution, or of the first one of the request. Raises Refused."""
+    if finding is not None:
+        request = Request(finding.scenario, finding.design, finding.dropped, parameters=finding.parameters)
+    try:
+        _, _, setup = program(request)
+        text = trace_of(setup, None if finding is None else finding.schedule)
+    except StepLimit as error:
+        raise Refused(f"{path} was not written: the execution does not come to an end ({error}).") from error
+    except Exception as error:
+        raise Refused(f"{path} was not written: {explain(request, error)}") from error
+    try:
+        document.write(path, text)
+    except OSError as error:
+        raise Refused(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
 def _print_results(console: Console, results: Sequence[Result], elapsed: float) -> None:
     if len(results) == 1:
         _print_cell(console, results[0])
@@ -254,5 +279,7 @@ def expect_writable(outputs: Outputs) -> None:
             document.expect_writable(outputs.findings / "finding.json")
         if outputs.json is not None and not outputs.json_alone:
             document.expect_writable(outputs.json)
+        if outputs.ftrace is not None:
+            document.expect_writable(outputs.ftrace)
     except OSError as error:
         raise Refused(f"the result could not be written: {error}.") from error

@@ -99,6 +99,10 @@ def check(
     findings: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write each finding to a file, for `interleaf show`.")
     ] = None,
+    ftrace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the finding's execution, or else the first, as a trace of ftrace."),
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=N", help="Set a parameter of the scenarios.")
     ] = None,
@@ -131,6 +135,7 @@ def check(
             "--states": states,
             "--executions": executions,
             "--seconds": seconds,
+            "--ftrace": ftrace,
             "--set": set_,
         }
         expect_no_others([name for name, value in others.items() if value not in (None, [])])
@@ -138,7 +143,7 @@ def check(
     bounds = Bounds(states, executions, seconds, preemptions)
     changes = Changes(with_ or [], swap or [], bug or [], drop or [])
     requests = requests_for(scenario or [], design or [], changes, engine, bounds, seed, set_ or [])
-    raise typer.Exit(run(requests, workers, Outputs(json, findings)))
+    raise typer.Exit(run(requests, workers, Outputs(json, findings, ftrace)))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -147,11 +152,12 @@ def show(
     finding: Annotated[
         int | None, typer.Option(metavar="N", help="Which finding of the result of a check, from 1 on.")
     ] = None,
+    ftrace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the replay as a trace of ftrace.")] = None,
 ) -> None:
     """Replay a finding step for step, and tell its story."""
     from interleaf.showing import show as tell
 
-    raise typer.Exit(tell(file, finding))
+    raise typer.Exit(tell(file, finding, ftrace))
 
 
 @app.command()

@@ -8,15 +8,17 @@ from rich.text import Text
 
 from interleaf.arguments import Refused
 from interleaf.check import Request, digest_of, program
-from interleaf.checking import UNUSABLE, VIOLATED, narrated
+from interleaf.checking import UNUSABLE, VIOLATED, Outputs, expect_writable, narrated, write_ftrace
 from interleaf.report.document import Unreadable, read_finding
 from interleaf.report.matrix import console_for
 from interleaf.report.story import WIDTH, tell
 from interleaf.worker import explain
 
 
-def show(path: Path, number: int | None) -> int:
-    """Replay the finding in a file and tell it; returns the exit code. Raises Refused."""
+def show(path: Path, number: int | None, ftrace: Path | None = None) -> int:
+    """Replay the finding in a file and tell it, and write its trace to `ftrace`; returns the exit code. Raises
+    Refused."""
+    expect_writable(Outputs(None, None, ftrace))
     try:
         finding = read_finding(path, number)
     except Unreadable as error:
@@ -33,6 +35,8 @@ def show(path: Path, number: int | None) -> int:
         raise Refused("interrupted.") from None
     except Exception as error:
         raise Refused(explain(request, error)) from error
+    if ftrace is not None:
+        write_ftrace(ftrace, request, finding)
     console = console_for(stderr=False)
     for line in tell(finding, narration, width=min(WIDTH, console.width)):
         console.print(Text(line.text, style=line.style), soft_wrap=True)

@@ -132,6 +132,7 @@ V5_18 = V6_4.derive(
         SPLIT_ON_FAULT,
         ZAP_RANGE_UNIT,
     ),
+    fault_event_names_vcpu=False,
     kvm_mmu_uninit_tdp_mmu=kvm_mmu_uninit_tdp_mmu,
     kvm_tdp_mmu_get_vcpu_root_hpa=kvm_tdp_mmu_get_vcpu_root_hpa,
     kvm_tdp_mmu_put_root=kvm_tdp_mmu_put_root,

@@ -17,6 +17,8 @@
 * `summary`    what a person wants to know of a trace;
 * `compare`    the model, driven by a trace, beside what the kernel did, by `options`, `host`, `programs`, `drive`,
                `matching`, `lookups`, `walks`, `divergences` and `outcome`;
+* `printing`   the model's own events as the kernel prints them;
+* `writing`    a run of the model as a trace;
 * `tracefs`, `record`  making such a trace on a live host.
 
 A trace is never trusted: events may be lost, lines cut or mixed with other text, kernels newer than this program.

@@ -34,6 +34,7 @@ CROWDED = 1024
 
 STIMULI = (
     model.PageFault,
+    model.Entry,
     model.UnmapHvaRange,
     model.AgeHva,
     model.TestAgeHva,

@@ -93,6 +93,8 @@ class Design:
     """Zap [start, end) for good (kvm_zap_gfn_range); returns whether a flush is needed. mmu_lock held for write."""
     kvm_tdp_mmu_zap_all: Callable[[Kvm], None]
     """Zap everything: the mm goes away. mmu_lock held for write."""
+    fault_event_names_vcpu: bool = True
+    """Does the event kvm_page_fault say which vCPU it is about, and where its guest was (from 6.0 on)?"""
 
     def obeys(self, asked: Rule) -> bool:
         """Does this design follow the rule?"""

@@ -89,7 +89,8 @@ def _fast_page_fault(vcpu: KvmVcpu, fault: KvmPageFault) -> RetPf:
         if result is RetPf.CONTINUE:
             result = RetPf.INVALID
         shown = new_spte if result is RetPf.FIXED else it.old_spte
-        trace_fast_page_fault(vcpu.index, fault.gfn << ept.PFN_SHIFT, fault.error_code, it.old_spte, shown, result)
+        gpa = fault.gfn << ept.PFN_SHIFT
+        trace_fast_page_fault(vcpu.index, gpa, fault.error_code, it.old_spte, shown, result, it.sptep)
         return result
 
 

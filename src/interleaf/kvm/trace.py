@@ -24,6 +24,20 @@ class SpteChanged(NamedTuple):
     new_spte: int
 
 
+class EmptyFrozen(NamedTuple):
+    """kvm_tdp_mmu_spte_changed, once for each entry of `level` for gfn to `end`: it was empty, and is frozen.
+
+    A VM that names its gfns does not visit entries that lead to none of them, but the kernel does.
+    """
+
+    as_id: int
+    gfn: int
+    end: int
+    level: int
+    old_spte: int
+    new_spte: int
+
+
 class SpteRequested(NamedTuple):
     """kvm_mmu_spte_requested: a fault is going to be mapped; `pfn` is that of the very page."""
 
@@ -68,6 +82,7 @@ class FastPageFault(NamedTuple):
     old_spte: int
     new_spte: int
     ret: int
+    sptep: int
 
 
 class SplitHugePage(NamedTuple):
@@ -85,6 +100,7 @@ class MarkMmioSpte(NamedTuple):
     gfn: int
     access: int
     generation: int
+    sptep: int
 
 
 class CheckMmioSpte(NamedTuple):
@@ -110,6 +126,12 @@ class PageFault(NamedTuple):
     vcpu_id: int
     address: int
     error_code: int
+
+
+class Entry(NamedTuple):
+    """kvm_entry: a vCPU is about to enter the guest."""
+
+    vcpu_id: int
 
 
 class UnmapHvaRange(NamedTuple):
@@ -163,6 +185,12 @@ def trace_kvm_tdp_mmu_spte_changed(as_id: int, gfn: int, level: int, old_spte: i
     trace(SpteChanged(as_id, gfn, level, old_spte, new_spte))
 
 
+def trace_empty_frozen(as_id: int, gfn: int, end: int, level: int, old_spte: int, new_spte: int) -> None:
+    """Nothing, where there is no such entry."""
+    if gfn < end:
+        trace(EmptyFrozen(as_id, gfn, end, level, old_spte, new_spte))
+
+
 def trace_kvm_mmu_spte_requested(gfn: int, pfn: int, level: int) -> None:
     """`gfn` and `pfn` in 4 KiB pages."""
     trace(SpteRequested(gfn, pfn, level))
@@ -188,9 +216,11 @@ def trace_kvm_mmu_zap_all_fast(mmu_valid_gen: int) -> None:
     trace(ZapAllFast(mmu_valid_gen))
 
 
-def trace_fast_page_fault(vcpu_id: int, gpa: int, error_code: int, old_spte: int, new_spte: int, ret: int) -> None:
-    """`gpa` in bytes; `ret` is a RetPf."""
-    trace(FastPageFault(vcpu_id, gpa, error_code, old_spte, new_spte, ret))
+def trace_fast_page_fault(
+    vcpu_id: int, gpa: int, error_code: int, old_spte: int, new_spte: int, ret: int, sptep: int
+) -> None:
+    """`gpa` in bytes; `ret` is a RetPf; `sptep`: physical address of the entry in bytes."""
+    trace(FastPageFault(vcpu_id, gpa, error_code, old_spte, new_spte, ret, sptep))
 
 
 def trace_kvm_mmu_split_huge_page(gfn: int, spte: int, level: int, errno: int) -> None:
@@ -198,9 +228,9 @@ def trace_kvm_mmu_split_huge_page(gfn: int, spte: int, level: int, errno: int) -
     trace(SplitHugePage(gfn, spte, level, errno))
 
 
-def trace_mark_mmio_spte(gfn: int, access: int, generation: int) -> None:
-    """`access`: a mask of ACC_*."""
-    trace(MarkMmioSpte(gfn, access, generation))
+def trace_mark_mmio_spte(gfn: int, access: int, generation: int, sptep: int) -> None:
+    """`access`: a mask of ACC_*; `sptep`: physical address of the entry in bytes."""
+    trace(MarkMmioSpte(gfn, access, generation, sptep))
 
 
 def trace_check_mmio_spte(spte: int, kvm_gen: int, spte_gen: int) -> None:
@@ -216,6 +246,11 @@ def trace_handle_mmio_page_fault(addr: int, gfn: int, access: int) -> None:
 def trace_kvm_page_fault(vcpu_id: int, address: int, error_code: int) -> None:
     """`address` in bytes."""
     trace(PageFault(vcpu_id, address, error_code))
+
+
+def trace_kvm_entry(vcpu_id: int) -> None:
+    """The vCPU runs guest code next."""
+    trace(Entry(vcpu_id))
 
 
 def trace_kvm_unmap_hva_range(start: int, end: int) -> None:

@@ -37,7 +37,7 @@ from .mmu import (
 )
 from .page_fault import find_memslot, kvm_mmu_page_fault
 from .request import kvm_check_requests
-from .trace import trace_kvm_page_fault
+from .trace import trace_kvm_entry, trace_kvm_page_fault
 
 
 class GuestAccess(NamedTuple):
@@ -206,6 +206,7 @@ def _expect_usable(memory: Memory, vcpu: KvmVcpu, root: KvmMmuPage) -> None:
 @routine
 def _run_guest(vcpu: KvmVcpu, actions: tuple[GuestAction, ...]) -> tuple[tuple[GuestAction, ...], VmExit]:
     """The guest runs until it has done all of this, or leaves; returns what is left, and why."""
+    trace_kvm_entry(vcpu.index)
     while actions:
         checkpoint()
         action = actions[0]

@@ -13,7 +13,7 @@ from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
 from interleaf.kvm.nx_huge_page import unaccount_nx_huge_page
 from interleaf.kvm.pfn import kvm_set_pfn_accessed, kvm_set_pfn_dirty
 from interleaf.kvm.tlb import kvm_flush_remote_tlbs_range
-from interleaf.kvm.trace import trace_kvm_mmu_prepare_zap_page, trace_kvm_tdp_mmu_spte_changed
+from interleaf.kvm.trace import trace_empty_frozen, trace_kvm_mmu_prepare_zap_page, trace_kvm_tdp_mmu_spte_changed
 from interleaf.linux.atomic import READ_ONCE
 from interleaf.linux.lockdep import lockdep_assert_held_read, lockdep_assert_held_write
 from interleaf.linux.rcu import call_rcu, frees_only
@@ -238,14 +238,20 @@ def handle_removed_pt(kvm: Kvm, as_id: int, sp: KvmMmuPage, base_gfn: int, level
     trace_kvm_mmu_prepare_zap_page(sp)
     tdp_mmu_unlink_sp(kvm, sp)
     frozen, size, end = kvm.masks.frozen, pages_per_entry(level), base_gfn + pages_per_entry(level + 1)
+    done = base_gfn
     gfn = next_entry(kvm.gfns, base_gfn, end, level)
     while gfn is not None:
         checkpoint()
+        if shared:
+            trace_empty_frozen(as_id, done, gfn, level, kvm.masks.nonpresent, frozen)
         old_spte = _freeze_child(kvm, sp, gfn, level, shared)
         if old_spte is not None:
             handle_changed_spte(kvm, as_id, gfn, old_spte, frozen, level, shared)
         del old_spte
-        gfn = next_entry(kvm.gfns, gfn + size, end, level)
+        done = gfn + size
+        gfn = next_entry(kvm.gfns, done, end, level)
+    if shared:
+        trace_empty_frozen(as_id, done, end, level, kvm.masks.nonpresent, frozen)
     if kvm.design.obeys(REMOVED_PT_FLUSHES):
         start = base_gfn if kvm.design.obeys(REMOVED_PT_FLUSH_START) else end - size
         kvm_flush_remote_tlbs_range(kvm, start, end - base_gfn)

@@ -20,6 +20,10 @@ from interleaf.runtime import Memory, object_of, operation, routine
 from .entries import kvm_tdp_mmu_read_spte
 from .spte import is_last_spte, is_shadow_present_pte, spte_to_pfn
 
+PAGE_SHIFT = 12
+SPTE_SIZE = 8
+"""Bytes."""
+
 ITER_YIELDED = rule(
     "iter-yielded",
     "A walk that has yielded goes on at the entry before which it yielded, instead of at the one after it.",
@@ -60,6 +64,11 @@ class TdpIter(NamedTuple):
     @property
     def level(self) -> int:
         return self.root_level + 1 - len(self.pt_path)
+
+    @property
+    def sptep(self) -> int:
+        """The physical address of the entry, in bytes."""
+        return (self.sp.pfn << PAGE_SHIFT) + index_of(self.gfn, self.level) * SPTE_SIZE
 
     @property
     def end(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from interleaf.hw import ept
 from interleaf.hw.page_table import PG_LEVEL_4K, index_of, pages_per_entry
 from interleaf.kvm.design import rule
 from interleaf.kvm.dirty_log import mark_page_dirty_in_slot
@@ -182,10 +181,10 @@ def tdp_mmu_map_handle_target_level(vcpu: KvmVcpu, fault: KvmPageFault, it: TdpI
     if wrprot and fault.write:
         result = RetPf.WRITE_PROTECTED
     if is_mmio_spte(kvm.masks, new_spte):
-        trace_mark_mmio_spte(it.gfn, ACC_ALL, get_mmio_spte_generation(kvm.masks, new_spte))
+        trace_mark_mmio_spte(it.gfn, ACC_ALL, get_mmio_spte_generation(kvm.masks, new_spte), it.sptep)
         say(f"gfn {it.gfn:#x} gets an MMIO SPTE")
         return RetPf.EMULATE
-    trace_kvm_mmu_set_spte(it.gfn, new_spte, level, (it.sp.pfn << ept.PFN_SHIFT) + index_of(it.gfn, level) * 8)
+    trace_kvm_mmu_set_spte(it.gfn, new_spte, level, it.sptep)
     return result
 
 
