@@ -85,7 +85,7 @@ LONG = ("prefault-with-obsolete-root", "fault-after-many-invalidations")
 
 ENDING = [name for name in library() if name not in LONG]
 
-DESIGNS = ("v6.12", "v6.1", "v5.18")
+DESIGNS = ("v6.12", "v5.18")
 
 
 @pytest.mark.parametrize(("record", "line"), REAL)
@@ -159,18 +159,18 @@ def test_the_texts_have_the_form_that_real_traces_have(design: str) -> None:
 def test_the_tables_that_follow_from_a_trace_are_the_models(tmp_path: Path, design: str) -> None:
     path, leafs = tmp_path / "trace", 0
     for scenario in ENDING:
+        if scenario in SPLIT:
+            continue
         setup = program(Request(scenario, design))[2]
         run = run_of(setup, None)
         run.close()
         whole = run.schedule
-        for share in (2, 3):
+        for share in (0, 1, 2):
             run = run_of(setup, whole[: len(whole) * share // 4])
             path.write_text(run.text())
             mine = [leaf for root in roots(run.memory) for leaf in root.mapped]
             run.close()
             known = rebuilt(path)
-            if scenario in SPLIT:
-                continue
             assert known.contradicted == 0, (scenario, known.contradictions[0])
             tops = known.tables.roots
             said = [(gfn, pfn_of(spte)) for root in tops for _level, gfn, spte in known.tables.leafs(root)]
