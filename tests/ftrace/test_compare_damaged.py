@@ -139,3 +139,15 @@ def test_the_samples_themselves_are_what_the_model_does(tmp_path: Path, name: st
     assert result is not None
     assert result.divergent == 0
     assert result.events > 20
+
+
+@pytest.mark.parametrize("mask", ["zz", "-5", "", "f" * 17])
+def test_a_mask_that_is_none_clears_nothing(tmp_path: Path, mask: str) -> None:
+    name = "6.12/icount/w06b_dirty_manual"
+    lines = gzip.decompress(trace_of(name).read_bytes()).decode().splitlines(keepends=True)
+    at = next(number for number, line in enumerate(lines) if "CLEAR_DIRTY_LOG mask " in line)
+    before, _, _ = lines[at].partition("mask ")
+    assert compared(tmp_path, lines[: at + 1], name, "v6.12") is not None
+    result = compared(tmp_path, [*lines[:at], f"{before}mask {mask}\n", *lines[at + 1 :]], name, "v6.12")
+    assert result is not None
+    assert result.divergent

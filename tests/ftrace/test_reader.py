@@ -41,6 +41,9 @@ def read(tmp_path: Path, text: str | bytes, *, strict: bool = False) -> tuple[li
         ),
         (f" a-b: c-d-77   (   70) [000] ....   1.5: {CHANGED}", "a-b: c-d", 77, 70, 0, "....", 1500000000),
         (f"  <idle>-0     (-----) [003] d.h1.  0.000001234: {CHANGED}", "<idle>", 0, None, 3, "d.h1.", 1234),
+        (f"  gtmain-1       1d..1.   9.949826: {CHANGED}", "gtmain", 1, None, 1, "d..1.", 9949826000),
+        (f"   CPU 1/KVM-77    12.... 9.949826: {CHANGED}", "CPU 1/KVM", 77, None, 12, "....", 9949826000),
+        (f"  <...>-5   [003] dN.2.. 9.949826123: {CHANGED}", "<...>", 5, None, 3, "dN.2..", 9949826123),
         (f"gtmain-1     [001]   9.949826: {CHANGED.replace(': ', ':      ', 1)}", "gtmain", 1, None, 1, "", 9949826000),
     ],
 )

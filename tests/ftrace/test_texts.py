@@ -73,6 +73,25 @@ TEXTS = [
     ("kvm_mmu_paging_element", "pte 1027 level 4", records.KvmMmuPagingElement(0x1027, 4)),
     ("kvm_mmu_walker_error", "pferr 0 ", records.KvmMmuWalkerError(0)),
     ("kvm_mmu_set_dirty_bit", "gpa 1000", records.KvmMmuSetBit(0x1000)),
+    ("kvm_mmu_set_accessed_bit", "gpa 1000", records.KvmMmuSetBit(0x1000)),
+    (
+        "kvm_mmu_sync_page",
+        "sp gen 0 gfn 5 l1 8-byte q1 wux !nxe ad root 1 unsync",
+        records.KvmMmuPage(0, 5, 1, 1, False, "wux", False, False, 1, True, None),
+    ),
+    (
+        "kvm_mmu_unsync_page",
+        "sp gen 0 gfn 5 l1 4-byte q1 -u- nxe ad root 1 sync",
+        records.KvmMmuPage(0, 5, 1, 1, False, "-u-", False, False, 1, False, None),
+    ),
+    (
+        "kvm_age_hva",
+        "mmu notifier age hva: 0x007ffff7200000 -- 0x007ffff7201000",
+        records.HvaRange(0x7FFFF7200000, 0x7FFFF7201000),
+    ),
+    ("kvm_set_spte_hva", "mmu notifier set pte hva: 0x0000000052b000", records.Hva(0x52B000)),
+    ("kvm_async_pf_repeated_fault", "gva = 0x7f00, gfn = 0x1", records.KvmAsyncGetPage(0x7F00, 1)),
+    ("kvm_async_pf_not_present", "token 0x1 gva 0x7f00", records.KvmAsyncPf(1, 0x7F00)),
     (
         "kvm_page_fault",
         "vcpu 0 rip 0x1000 address 0x0000000000001000 error_code 0x100000014",
@@ -107,6 +126,10 @@ TEXTS = [
     ("kvm_async_pf_ready", "token 0x1 gva 0x7f00", records.KvmAsyncPf(1, 0x7F00)),
     ("kvm_async_pf_completed", "gva 0x7f00 address 0x1000", records.KvmAsyncPfCompleted(0x7F00, 0x1000)),
 ]
+
+
+def test_no_event_is_left_out() -> None:
+    assert {name for name, _, _ in TEXTS} == {name.decode() for name in PARSERS}
 
 
 @pytest.mark.parametrize(("name", "text", "record"), TEXTS)

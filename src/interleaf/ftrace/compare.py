@@ -8,6 +8,7 @@ the comparison goes on.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -441,7 +442,10 @@ class Comparison:
                 self._settle(pid, event)
 
     def _clearing(self, marker: Marker) -> tuple[object, ...] | None:
-        mask = int(marker.text.split()[2], 16)
+        written = re.match(r"CLEAR_DIRTY_LOG mask (?:0x)?([0-9a-f]{1,16})\b", marker.text)
+        if written is None:
+            return None
+        mask = int(written[1], 16)
         for slot in self._slots.slots.values():
             if slot.flags & 1:
                 base = slot.gpa >> 12

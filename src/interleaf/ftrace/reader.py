@@ -1,8 +1,9 @@
 """From the lines of a trace to its events. What cannot be read is counted and located, and never passed over.
 
 A line is `COMM-PID [CPU] FLAGS TIME: EVENT: TEXT`, with a process id behind the pid and without flags where the
-trace was made so. Reading is laid out for the event that traces consist of: everything before the time is the same
-in many lines, and is looked up; the text is read by a function of the event's name.
+trace was made so; `trace-cmd report -l` prints `COMM-PID CPUFLAGS TIME` instead. Reading is laid out for the event
+that traces consist of: everything before the time is the same in many lines, and is looked up; the text is read by a
+function of the event's name.
 """
 
 from __future__ import annotations
@@ -164,8 +165,8 @@ class Trace:
         prefix = line.partition(b": ")[0].rpartition(b" ")[0]
         if prefix.rstrip() == found[1]:
             self._tasks[prefix] = task  # so that the next line that begins like this is an ordinary one
-        time = self._time(found[7])
-        raw_name, text = found[8], (found[9] or b"").strip(b" \t\0")
+        time = self._time(found[9])
+        raw_name, text = found[10], (found[11] or b"").strip(b" \t\0")
         name = self._names.get(raw_name) or raw_name.decode("utf-8", "replace")
         record = self._record(raw_name, text)
         if record is None:
@@ -173,7 +174,7 @@ class Trace:
         if isinstance(record, Unknown):
             self._trouble(Kind.UNKNOWN, number, name)
         if time < latest:
-            self._trouble(Kind.ORDER, number, f"{name} at {found[7].decode()}")
+            self._trouble(Kind.ORDER, number, f"{name} at {found[9].decode()}")
         if self.account.first is None:
             self.account.first = time
         self._seen_event = True
@@ -230,8 +231,8 @@ class Trace:
         task = None
         if found is not None:
             tgid = int(found[3]) if found[3] and found[3].isdigit() else None
-            flags = (found[5] or b"").decode("utf-8", "replace")
-            task = Task(found[1].decode("utf-8", "replace"), int(found[2]), tgid, int(found[4]), flags)
+            flags = (found[5] or found[7] or b"").decode("utf-8", "replace")
+            task = Task(found[1].decode("utf-8", "replace"), int(found[2]), tgid, int(found[4] or found[6]), flags)
         self._tasks[prefix] = task
         return task
 
@@ -264,7 +265,7 @@ NOBODY = Task("", 0, None, 0, "")
 
 _TASK_TEXT = (
     rb"\s{0,80}(.{1,64}?)-(\d{1,10})\s{1,40}(?:\(\s{0,10}(\d{1,10}|-+)\)\s{1,40})?"
-    rb"\[(\d{1,5})\](?:\s{1,40}([A-Za-z0-9.#*]{1,12}))?"
+    rb"(?:\[(\d{1,5})\](?:\s{1,40}([A-Za-z0-9.#*]{1,12}))?|(\d{1,5})([A-Za-z.#*][A-Za-z0-9.#*]{3,7}))"
 )
 _TASK = re.compile(_TASK_TEXT + rb"\s*\Z", re.DOTALL)
 _LINE = re.compile(
