@@ -57,6 +57,14 @@ def test_huge_pages_split_and_recovered() -> None:
     assert found.storms()[0].doing == "memslot change"
 
 
+def test_small_pages_collapsed() -> None:
+    found = summary_of(trace_of("6.12/icount/w13c_collapse"))
+    collapsed = found.changes["collapse", 2]
+    assert collapsed > 0
+    assert sum(counts["collapses"] for counts in found.timeline.counts.values()) == collapsed
+    assert found.most[2] >= collapsed
+
+
 class Page(HTMLParser):
     """Checks that tags are closed, and that nothing is fetched."""
 

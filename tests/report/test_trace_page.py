@@ -119,6 +119,7 @@ def test_a_browser_shows_storms_splits_and_what_could_not_be_read(
     shown = seen(page, tmp_path)
     assert "Zap storms" in shown["text"]
     assert {"splits", "2M mapped", "4K mapped"} <= set(shown["pictures"][0]["words"])
+    assert re.search(r"split\s+2\s+3\s", shown["text"])
     assert all(picture["cut"] == [] for picture in shown["pictures"])
     file = tmp_path / "bad.txt"
     file.write_text("a-1 [000] ..... 1.000001: kvm_mmu_zap_all_fast: kvm-mmu-valid-gen 0 used_pages 0\n<b>no\n")

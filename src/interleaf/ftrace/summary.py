@@ -248,7 +248,7 @@ class Summary:
                 root = self._of_table.get(id(applied.table.root()))
                 if root is not None:
                     root.leafs += 1
-                self.timeline.count(time, "maps")
+                self.timeline.count(time, "maps" if what is Change.MAP else "collapses")
             case Change.ZAP:
                 cause = self._cause(applied)
                 self.zaps[cause, level] += 1
