@@ -69,7 +69,7 @@ def test_an_entry_is_complete(bug: Bug) -> None:
 KERNELS_OWN = {"BUG", "WARN", "map-at-wrong-level"}
 """What the kernel itself warns of, or stops at."""
 
-BLOCKS_OWN = {"use-after-free", "livelock"}
+BLOCKS_OWN = {"use-after-free", "livelock", "list-corruption", "data-race"}
 """What is checked in any model."""
 
 OTHERS = {

@@ -40,6 +40,9 @@ BREAKS: dict[str, tuple[str, str]] = {
     "nx-recovery-flushes": ("nx-recovery-vs-fault", "I2"),
     "nx-track-recheck": ("execute-vs-dirty-log-disable", "use-after-free"),
     "replaced-table-flush": ("huge-page-replaces-table", "I2"),
+    "reclaim-for-legacy-only": ("faults-at-shadow-page-quota", "list-corruption"),
+    "special-root-check": ("nested-pae-fault-vs-nx-huge-pages", "BUG"),
+    "stale-check-after-reclaim": ("nested-fault-recycles-root", "use-after-free"),
     "stale-root-check": ("fault-vs-other-memslot-delete", "I8"),
     "swap-waits-for-notifiers": ("memslot-create-vs-unmap", "BUG"),
     "unmap-sees-invalid-roots": ("memslot-delete-vs-unmap", "I1"),
@@ -59,6 +62,7 @@ LATENT = "nothing in this kernel depends on it; it does in older or newer ones"
 IDLE: dict[str, str] = {
     "adjust-checks-disallowed": COST,
     "age-clears-accessed-bit": SHAPE,
+    "child-role-from-parent": SHAPE,
     "clear-dirty-atomic": SHAPE,
     "clear-splits-last-page": COST,
     "collapse-zaps-leafs": LATENT,

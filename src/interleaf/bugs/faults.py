@@ -6,6 +6,18 @@ from .bug import Bug
 
 BUGS: tuple[Bug, ...] = (
     Bug(
+        "B08",
+        "The check for a stale root looks into a shadow page that the root does not have",
+        "The root for the guest of a 32-bit hypervisor is no shadow page.",
+        fix="18c841e1f411",
+        culprit="a955cad84cda",
+        kind="NULL dereference",
+        design="v6.12",
+        deviation="without special-root-check",
+        scenarios=("nested-pae-fault-vs-nx-huge-pages",),
+        rules=("BUG",),
+    ),
+    Bug(
         "B09",
         "The snapshot of the number of invalidations does not have all its bits",
         "Once the number is too large, each fault finds that it has changed.",
@@ -16,6 +28,18 @@ BUGS: tuple[Bug, ...] = (
         deviation="without full-mmu-seq",
         scenarios=("fault-after-many-invalidations",),
         rules=("livelock",),
+    ),
+    Bug(
+        "B48",
+        "Faults of the TDP MMU recycle shadow pages with mmu_lock held for read",
+        "Two do so at the same time, and take the same pages off their list.",
+        fix="47b0c2e4c220",
+        culprit="a2855afc7ee8",
+        kind="list corruption",
+        design="v6.12",
+        deviation="without reclaim-for-legacy-only",
+        scenarios=("faults-at-shadow-page-quota",),
+        rules=("list-corruption", "use-after-free", "data-race"),
     ),
     Bug(
         "B49",
@@ -94,5 +118,17 @@ BUGS: tuple[Bug, ...] = (
         deviation="without mmio-refuses-update",
         scenarios=("mmio-vs-memslot-create",),
         rules=("stale-mmio",),
+    ),
+    Bug(
+        "B57",
+        "A fault looks whether its root is valid before it recycles shadow pages, which may make it invalid",
+        "What it then puts under the root is born invalid, and is put on two lists when it is zapped.",
+        fix="2abd5287f083",
+        culprit="f95eec9bed76",
+        kind="use-after-free",
+        design="v6.12",
+        deviation="without stale-check-after-reclaim",
+        scenarios=("nested-fault-recycles-root",),
+        rules=("use-after-free", "list-corruption"),
     ),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
 from interleaf.kvm.request import kvm_reload_remote_mmus
+from interleaf.kvm.shadow import kvm_zap_obsolete_pages
 from interleaf.kvm.tdp import tdp_mmu
 from interleaf.kvm.tdp.changed import (
     ATOMIC_FROZEN_WARN,
@@ -115,6 +116,7 @@ def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:
     kvm.mmu_valid_gen = 1 - kvm.mmu_valid_gen
     tdp_mmu.kvm_tdp_mmu_invalidate_all_roots(kvm)
     kvm_reload_remote_mmus(kvm)
+    kvm_zap_obsolete_pages(kvm)
     write_unlock(kvm.mmu_lock)
     read_lock(kvm.mmu_lock)
     tdp_mmu.kvm_tdp_mmu_zap_invalidated_roots(kvm)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from interleaf.kvm.fast_page_fault import FAST_PAGE_FAULT
 from interleaf.kvm.kvm_host import Kvm, KvmGfnRange, KvmMmuPage
-from interleaf.kvm.page_fault import FULL_MMU_SEQ, STALE_ROOT_CHECK
+from interleaf.kvm.page_fault import FULL_MMU_SEQ, SPECIAL_ROOT_CHECK, STALE_ROOT_CHECK
 from interleaf.kvm.tdp.changed import REMOVED_PT_FLUSH_START
 from interleaf.kvm.tdp.iter import ITER_YIELDED
 from interleaf.kvm.tdp.unmap import carried
@@ -38,6 +38,7 @@ V5_13 = V5_16.derive(
         FAST_PAGE_FAULT,
         ITER_YIELDED,
         REMOVED_PT_FLUSH_START,
+        SPECIAL_ROOT_CHECK,
         STALE_ROOT_CHECK,
     ),
     kvm_tdp_mmu_unmap_gfn_range=kvm_tdp_mmu_unmap_gfn_range,

@@ -8,7 +8,7 @@ from interleaf.kvm.attributes import MEMORY_ATTRIBUTES
 from interleaf.kvm.design import rule
 from interleaf.kvm.dirty_protect import CLEAR_SPLITS_LAST
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmVcpu
-from interleaf.kvm.page_fault import RETRY_BEFORE_LOCK
+from interleaf.kvm.page_fault import RETRY_BEFORE_LOCK, STALE_CHECK_AFTER_RECLAIM
 from interleaf.kvm.prefault import PRE_FAULT_MEMORY
 from interleaf.kvm.tdp import roots, tdp_mmu
 from interleaf.kvm.tdp.change_pte import CHANGE_PTE, CHANGE_PTE_BATCHES, ZAP_BEFORE_CHANGE
@@ -168,6 +168,7 @@ V6_4 = V6_12.derive(
         ZAP_BEFORE_CHANGE,
     ),
     drops=(
+        STALE_CHECK_AFTER_RECLAIM,
         MEMORY_ATTRIBUTES,
         PRE_FAULT_MEMORY,
         CLEAR_SPLITS_LAST,

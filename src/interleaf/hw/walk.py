@@ -44,9 +44,11 @@ def starts_from_cache(memory: Memory, cpu: Cpu, root: PageTable, gfn: int, acces
     )
 
 
-def translate(memory: Memory, cpu: Cpu, root: PageTable, gfn: int, access: Access, from_root: bool) -> Translation:
-    """Translate `gfn` for one access by the guest that runs on `cpu` under `root`, a table of the platform's highest
-    level.
+def translate(
+    memory: Memory, cpu: Cpu, root: PageTable, gfn: int, access: Access, from_root: bool, levels: int = 0
+) -> Translation:
+    """Translate `gfn` for one access by the guest that runs on `cpu` under `root`, a table of level `levels` (the
+    length of the walk that the EPT pointer names), or of the platform's highest level.
 
     `from_root`: the paging-structure cache has lost what it had for this gfn. Reading a freed table is a
     violation of I2.
@@ -57,7 +59,7 @@ def translate(memory: Memory, cpu: Cpu, root: PageTable, gfn: int, access: Acces
     platform = cpu.platform
     form = entry_format(platform)
     start = None if from_root else deepest_cached_table(memory, cpu, root, gfn)
-    table, level, permissions = root, platform.levels, ALL_ACCESS
+    table, level, permissions = root, levels or platform.levels, ALL_ACCESS
     if start is not None:
         table, level, permissions = start.table, start.level, start.permissions
     passed: list[CachedTable] = []

@@ -140,7 +140,8 @@ class KvmMmuPage(PageTable):
     tdp_mmu_root_count = Embedded(refcount_t)
     """References to a root; meaningless in other pages."""
     link = Embedded(list_head)
-    """Of a root: in `Kvm.tdp_mmu_roots`; changed under tdp_mmu_pages_lock."""
+    """Of a root: in `Kvm.tdp_mmu_roots`; changed under tdp_mmu_pages_lock. Of a legacy page: in
+    `Kvm.active_mmu_pages`, or a list of those to be freed; changed under mmu_lock held for write."""
     parent: Plain[tuple[KvmMmuPage, int] | None] = Plain(None)
     """Where the SPTE that points to this page is (`sp->ptep`): table and index. None for a root."""
     tdp_mmu_scheduled_root_to_zap = Plain(False)
@@ -153,6 +154,14 @@ class KvmMmuPage(PageTable):
     """The table is here because a huge page in its place would not be executable. Set before it is linked, cleared
     under tdp_mmu_pages_lock, read by faults without it (by plain accesses in the kernel, where a bool is written and
     read in one)."""
+    mmu_valid_gen = Plain(0)
+    """Of a legacy page: the VM's generation when it was made. Constant."""
+    root_count = Plain(0)
+    """Of a legacy page: how many vCPUs have it as a root; under mmu_lock held for write."""
+    parent_ptes: Plain[tuple[tuple[KvmMmuPage, int], ...]] = Plain(())
+    """Of a legacy page: the entries that lead to it, as table and index; under mmu_lock held for write."""
+    special = Plain(False)
+    """It is a page of SPTEs only, without a header: a special root, of which there is no shadow page. Constant."""
     possible_nx_huge_page_link = Embedded(list_head)
     """In `Kvm.possible_nx_huge_pages`; changed under tdp_mmu_pages_lock, or mmu_lock held for write. Initialised in
     the tables that are disallowed only."""
@@ -239,6 +248,8 @@ class KvmParams:
     """The guest may have private memory (KVM_X86_SW_PROTECTED_VM), which the host has no mapping of."""
     disable_nx_huge_pages: bool = False
     """The VM is trusted not to attack the host through executable huge pages (KVM_CAP_VM_DISABLE_NX_HUGE_PAGES)."""
+    n_max_mmu_pages: int = 1024
+    """How many legacy shadow pages there may be (KVM_SET_NR_MMU_PAGES)."""
     mmu_seq_bits: int = 64
     """Width of `Kvm.mmu_invalidate_seq`, an unsigned long; an int is half as wide."""
     mmio_gen_bits: int = 19
@@ -306,6 +317,12 @@ class Kvm(Object):
 
     mmu_valid_gen = Plain(0)
     """Toggles between 0 and 1 with each fast zap; written under slots_lock and mmu_lock."""
+    active_mmu_pages = Embedded(list_head)
+    """Legacy shadow pages by `link`, newest first; under mmu_lock held for write, as the two below."""
+    zapped_obsolete_pages = Embedded(list_head)
+    """Those of older generations that are about to be freed."""
+    n_used_mmu_pages = Plain(0)
+    """How many legacy shadow pages there are."""
     tdp_mmu_roots = Embedded(list_head)
     """Roots by `link`; read under mmu_lock or RCU, changed under tdp_mmu_pages_lock."""
     tdp_mmu_pages_lock = Embedded(spinlock_t)
@@ -385,6 +402,12 @@ class KvmVcpu(Object):
     """It is in system management mode, and so in the second address space."""
     guest_mode = Plain(False)
     """It runs a guest of its guest (L2), which has no nested paging of its own."""
+    nested_levels = Plain(0)
+    """Levels of the tables by which L1 translates for the L2 that it runs; 0 if there are none. Constant."""
+    pml4_root: Plain[KvmMmuPage | None] = Plain(None)
+    """The special root for an L1 whose tables have three levels (`mmu->pml4_root`)."""
+    pae_root: Plain[KvmMmuPage | None] = Plain(None)
+    """The table that leads to (`mmu->pae_root`)."""
     mmio_cache: Plain[tuple[int, int] | None] = Plain(None)
     """The gfn of the latest MMIO access, and the generation of the memslots then (`mmio_gfn`, `mmio_gen`)."""
 

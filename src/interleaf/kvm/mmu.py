@@ -16,6 +16,13 @@ from interleaf.runtime import Memory, Violation, operation, routine, say
 from .design import rule
 from .kvm_host import KVM_MMU_NUM_PREV_ROOTS, Kvm, KvmMmuPage, KvmMmuPageRole, KvmRequest, KvmVcpu
 from .request import kvm_check_request
+from .shadow import (
+    free_legacy_roots,
+    is_obsolete_sp,
+    kvm_calc_shadow_root_page_role,
+    mmu_alloc_shadow_roots,
+    to_shadow_page,
+)
 from .tdp import tdp_mmu
 from .tdp.roots import ROOTS_UNDER_READ_LOCK
 from .tlb import kvm_flush_tlb_current
@@ -39,9 +46,10 @@ CR0_WP_KEEPS_ROOTS = rule(
 ALL_PREVIOUS = tuple(range(KVM_MMU_NUM_PREV_ROOTS))
 
 
-def _lock(kvm: Kvm) -> bool:
-    """Take mmu_lock as the design needs it to get and put a vCPU's root; returns whether for read."""
-    shared = kvm.design.obeys(ROOTS_UNDER_READ_LOCK)
+def _lock(kvm: Kvm, direct: bool) -> bool:
+    """Take mmu_lock as the design needs it to get and put a vCPU's root, of the TDP MMU (`direct`) or of the legacy
+    one; returns whether for read."""
+    shared = direct and kvm.design.obeys(ROOTS_UNDER_READ_LOCK)
     if shared:
         read_lock(kvm.mmu_lock)
     else:
@@ -66,7 +74,10 @@ def kvm_calc_tdp_mmu_root_page_role(kvm: Kvm, smm: bool = False, guest_mode: boo
 @routine
 def kvm_init_mmu(vcpu: KvmVcpu) -> None:
     """The vCPU's mode has changed, and so may the role of the root that it needs. Does not change the root."""
-    vcpu.root_role = kvm_calc_tdp_mmu_root_page_role(vcpu.kvm, vcpu.smm, vcpu.guest_mode)
+    if vcpu.nested_levels:
+        vcpu.root_role = kvm_calc_shadow_root_page_role(vcpu.kvm, vcpu.nested_levels)
+    else:
+        vcpu.root_role = kvm_calc_tdp_mmu_root_page_role(vcpu.kvm, vcpu.smm, vcpu.guest_mode)
 
 
 @routine
@@ -75,9 +86,9 @@ def kvm_mmu_load(vcpu: KvmVcpu) -> None:
 
     The vCPU has none. No mmu_lock held; sleeps.
     """
-    kvm = vcpu.kvm
-    shared = _lock(kvm)
-    root = tdp_mmu.kvm_tdp_mmu_get_vcpu_root_hpa(vcpu)
+    kvm, direct = vcpu.kvm, vcpu.root_role.direct
+    shared = _lock(kvm, direct)
+    root = tdp_mmu.kvm_tdp_mmu_get_vcpu_root_hpa(vcpu) if direct else mmu_alloc_shadow_roots(vcpu)
     _unlock(kvm, shared)
     vcpu.mmu_root = root
     kvm_flush_tlb_current(vcpu)
@@ -102,14 +113,17 @@ def kvm_mmu_free_roots(vcpu: KvmVcpu, current: bool, previous: tuple[int, ...]) 
     if root is None and not going:
         return
     kvm = vcpu.kvm
-    shared = _lock(kvm)
+    legacy = tuple(put for put in (*going, root) if put is not None and not put.role.direct)
+    shared = _lock(kvm, not legacy)
     # cleared first, though the kernel clears them last: from here on the vCPU flushes before it enters the guest
     vcpu.prev_roots = tuple(None if index in previous else kept for index, kept in enumerate(roots))
     if root is not None:
         vcpu.mmu_root = None
     for put in (*going, root):
-        if put is not None:
+        if put is not None and put not in legacy:
             tdp_mmu.kvm_tdp_mmu_put_root(kvm, put, shared)
+    if legacy:
+        free_legacy_roots(vcpu, legacy)
     _unlock(kvm, shared)
     say(f"vCPU{vcpu.index} has put {', '.join(put.name for put in (*going, root) if put is not None)}")
 
@@ -175,10 +189,13 @@ def kvm_mmu_new_pgd(vcpu: KvmVcpu) -> None:
 
 
 @routine
-def is_obsolete_root(root: KvmMmuPage) -> bool:
-    """Has the root been invalidated? Without mmu_lock: the answer may be old, but whoever invalidates a root makes
-    a request afterwards."""
-    return READ_ONCE(root, KvmMmuPage.role).invalid
+def is_obsolete_root(kvm: Kvm, root: KvmMmuPage) -> bool:
+    """Has the root been invalidated (a special root always counts as such)? Without mmu_lock: the answer may be old,
+    but whoever invalidates a root makes a request afterwards."""
+    if to_shadow_page(root) is None:
+        return True
+    role = READ_ONCE(root, KvmMmuPage.role)
+    return role.invalid or (not role.direct and is_obsolete_sp(kvm, root))
 
 
 @routine
@@ -186,11 +203,11 @@ def kvm_mmu_free_obsolete_roots(vcpu: KvmVcpu) -> None:
     """Give those of the vCPU's roots back that are obsolete."""
     root = vcpu.mmu_root
     each = vcpu.kvm.design.obeys(FREE_OBSOLETE_CHECKS_EACH)
-    current = root is not None and is_obsolete_root(root)
+    current = root is not None and is_obsolete_root(vcpu.kvm, root)
     previous = []
     for index, kept in enumerate(vcpu.prev_roots):
         looked_at = kept if each else root
-        if looked_at is not None and is_obsolete_root(looked_at):
+        if looked_at is not None and is_obsolete_root(vcpu.kvm, looked_at):
             previous.append(index)
     kvm_mmu_free_roots(vcpu, current, tuple(previous))
     _expect_none_obsolete(vcpu)

@@ -26,6 +26,7 @@ from interleaf.runtime import Memory, Violation, operation, routine, say
 from .design import Design, rule
 from .invalidate import kvm_mmu_invalidate_begin, kvm_mmu_invalidate_end, kvm_mmu_invalidate_range_add
 from .kvm_host import Kvm, KvmGfnRange, KvmMemslots, KvmMmuPage, KvmRequest, KvmVcpu
+from .shadow import kvm_zap_rmaps
 from .tdp import tdp_mmu
 from .tdp.age import AGE_LOCKLESS, kvm_tdp_mmu_age_gfn_range, kvm_tdp_mmu_test_age_gfn
 from .tdp.change_pte import CHANGE_PTE, kvm_tdp_mmu_set_spte_gfn
@@ -53,7 +54,8 @@ def _gfn_ranges(slots: KvmMemslots, start: int, end: int, may_block: bool) -> It
 @routine
 def kvm_unmap_gfn_range(kvm: Kvm, gfn_range: KvmGfnRange) -> bool:
     """Unmap a range from the guest; returns whether TLBs must be flushed. mmu_lock held for write."""
-    return tdp_mmu.kvm_tdp_mmu_unmap_gfn_range(kvm, gfn_range, False)
+    flush = kvm_zap_rmaps(kvm, gfn_range.start, gfn_range.end)
+    return tdp_mmu.kvm_tdp_mmu_unmap_gfn_range(kvm, gfn_range, flush)
 
 
 @operation(marked=False)

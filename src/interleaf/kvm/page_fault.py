@@ -10,8 +10,9 @@ import errno
 from dataclasses import replace
 
 from interleaf.hw.page_table import PG_LEVEL_4K
+from interleaf.linux.bug import BUG_ON
 from interleaf.linux.lockdep import lockdep_assert_held
-from interleaf.linux.rwlock import read_lock, read_unlock
+from interleaf.linux.rwlock import read_lock, read_unlock, write_lock, write_unlock
 from interleaf.linux.srcu import srcu_dereference
 from interleaf.mm.mm import get_user_page
 from interleaf.runtime import Memory, Violation, operation, routine, say
@@ -37,6 +38,14 @@ from .memslots import gfn_to_memslot
 from .mmio import handle_mmio_page_fault, vcpu_cache_mmio_info
 from .page_track import kvm_gfn_is_write_tracked
 from .pfn import kvm_release_pfn_clean
+from .request import kvm_test_reload_request
+from .shadow import (
+    RECLAIM_FOR_LEGACY_ONLY,
+    ept_fetch,
+    is_obsolete_sp,
+    make_mmu_pages_available,
+    to_shadow_page,
+)
 from .tdp import ghost
 from .tdp.map import kvm_tdp_mmu_map
 from .tdp.spte import is_nx_huge_page_enabled
@@ -45,6 +54,17 @@ STALE_ROOT_CHECK = rule(
     "stale-root-check",
     "A page fault that finds its root invalid once it holds mmu_lock maps nothing and tries again with a new root.",
     "a955cad84cda",
+)
+SPECIAL_ROOT_CHECK = rule(
+    "special-root-check",
+    "A page fault on a root without a shadow page takes it for invalid if the vCPU is requested to put its root, "
+    "instead of looking into the shadow page.",
+    "18c841e1f411",
+)
+STALE_CHECK_AFTER_RECLAIM = rule(
+    "stale-check-after-reclaim",
+    "A page fault looks whether its root is invalid after it has recycled shadow pages, which may make it so.",
+    "2abd5287f083",
 )
 NOTIFIER_RETRY = rule(
     "notifier-retry",
@@ -77,9 +97,15 @@ FULL_MMU_SEQ = rule(
 
 
 @routine
-def is_obsolete_sp(sp: KvmMmuPage) -> bool:
-    """Has a root been invalidated? mmu_lock held."""
-    return sp.role.invalid
+def _is_obsolete(vcpu: KvmVcpu, root: KvmMmuPage) -> bool:
+    """Has the vCPU's root been invalidated, or (for a special root, of which that is not known) may it have been?
+    mmu_lock held."""
+    sp = to_shadow_page(root)
+    if sp is not None:
+        return bool(is_obsolete_sp(vcpu.kvm, sp))
+    BUG_ON(not vcpu.kvm.design.obeys(SPECIAL_ROOT_CHECK), "NULL pointer dereference: the root has no shadow page")
+    requested: bool = kvm_test_reload_request(vcpu)
+    return requested
 
 
 @routine
@@ -88,7 +114,7 @@ def is_page_fault_stale(vcpu: KvmVcpu, fault: KvmPageFault) -> bool:
     kvm = vcpu.kvm
     lockdep_assert_held(kvm.mmu_lock)
     root = vcpu.mmu_root
-    if kvm.design.obeys(STALE_ROOT_CHECK) and root is not None and is_obsolete_sp(root):
+    if kvm.design.obeys(STALE_ROOT_CHECK) and root is not None and _is_obsolete(vcpu, root):
         return True
     if fault.slot is None or not kvm.design.obeys(NOTIFIER_RETRY):
         return False
@@ -238,10 +264,13 @@ def direct_page_fault(vcpu: KvmVcpu, fault: KvmPageFault) -> tuple[RetPf | int, 
     found = kvm_faultin_pfn(vcpu, fault)
     if not isinstance(found, KvmPageFault):
         return found, PG_LEVEL_4K
-    result, level = RetPf.RETRY, PG_LEVEL_4K
+    result: RetPf | int = RetPf.RETRY
+    level = PG_LEVEL_4K
     read_lock(kvm.mmu_lock)
     if is_page_fault_stale(vcpu, found):
         say(f"the fault on gfn {fault.gfn:#x} is stale: tries again")
+    elif not kvm.design.obeys(RECLAIM_FOR_LEGACY_ONLY) and make_mmu_pages_available(vcpu):
+        result = -errno.ENOSPC
     else:
         result, level = kvm_tdp_mmu_map(vcpu, found)
         if result is RetPf.FIXED:
@@ -250,6 +279,33 @@ def direct_page_fault(vcpu: KvmVcpu, fault: KvmPageFault) -> tuple[RetPf | int, 
     if found.pfn is not None and found.pfn != KVM_PFN_NOSLOT:
         kvm_release_pfn_clean(found.pfn)
     return result, level
+
+
+@routine
+def ept_page_fault(vcpu: KvmVcpu, fault: KvmPageFault) -> tuple[RetPf | int, int]:
+    """Handle a fault of L2 on a gfn that L1 translates, too (FNAME(page_fault)). As direct_page_fault()."""
+    kvm: Kvm = vcpu.kvm
+    found = kvm_faultin_pfn(vcpu, replace(fault, max_level=PG_LEVEL_4K))
+    if not isinstance(found, KvmPageFault):
+        return found, PG_LEVEL_4K
+    result: RetPf | int = RetPf.RETRY
+    write_lock(kvm.mmu_lock)
+    if kvm.design.obeys(STALE_CHECK_AFTER_RECLAIM):
+        available = make_mmu_pages_available(vcpu)
+        stale = is_page_fault_stale(vcpu, found)
+    else:
+        stale = is_page_fault_stale(vcpu, found)
+        available = 0 if stale else make_mmu_pages_available(vcpu)
+    if available:
+        result = available
+    elif stale:
+        say(f"the fault on gfn {fault.gfn:#x} is stale: tries again")
+    else:
+        result = ept_fetch(vcpu, found)
+    write_unlock(kvm.mmu_lock)
+    if found.pfn is not None and found.pfn != KVM_PFN_NOSLOT:
+        kvm_release_pfn_clean(found.pfn)
+    return result, PG_LEVEL_4K
 
 
 @routine
@@ -273,7 +329,7 @@ def kvm_mmu_do_page_fault(vcpu: KvmVcpu, gfn: int, error_code: int, prefetch: bo
         max_level=kvm.params.max_level,
         slot=find_memslot(vcpu, gfn),
     )
-    return direct_page_fault(vcpu, fault)
+    return direct_page_fault(vcpu, fault) if vcpu.root_role.direct else ept_page_fault(vcpu, fault)
 
 
 @routine

@@ -55,6 +55,16 @@ def kvm_check_request(memory: Memory, vcpu: KvmVcpu, request: KvmRequest) -> boo
     return True
 
 
+@operation(
+    focus=KvmVcpu.requests.cell,
+    words=lambda vcpu, found: f"finds {'a' if found else 'no'} request for vCPU{vcpu.index} to take a new root",
+)
+def kvm_test_reload_request(memory: Memory, vcpu: KvmVcpu) -> bool:
+    """Is the vCPU requested to put its roots, or the obsolete ones of them (kvm_test_request)? It stays so."""
+    pending: int = memory.load(vcpu, KvmVcpu.requests)
+    return bool(pending & (1 << KvmRequest.MMU_RELOAD | 1 << KvmRequest.MMU_FREE_OBSOLETE_ROOTS))
+
+
 def kvm_reload_remote_mmus(kvm: Kvm) -> None:
     """Make all vCPUs put their roots and load new ones (up to v5.17)."""
     if kvm.design.obeys(RELOAD_REQUEST):

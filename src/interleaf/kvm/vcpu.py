@@ -169,7 +169,8 @@ def _guest_walk(memory: Memory, vcpu: KvmVcpu, what: GuestAccess, from_root: boo
 
 def _access(memory: Memory, vcpu: KvmVcpu, root: KvmMmuPage, what: GuestAccess, from_root: bool) -> VmExit:
     _expect_usable(memory, vcpu, root)
-    found = translate(memory, vcpu.cpu, root, what.gfn, what.access, from_root)
+    level = memory.peek(KvmMmuPage.role.cell(root)).level
+    found = translate(memory, vcpu.cpu, root, what.gfn, what.access, from_root, level)
     memory.order(vcpu.cpu, release=True)
     note_access(memory, vcpu, root, what.gfn, what.access is Access.WRITE, found)
     if found.pfn is None:

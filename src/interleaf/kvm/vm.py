@@ -19,6 +19,7 @@ from .memslots import kvm_memslots
 from .mmu import kvm_calc_tdp_mmu_root_page_role, kvm_mmu_unload
 from .mmu_notifier import mmu_notifier_of
 from .nx_recovery import kvm_mmu_pre_destroy_vm
+from .shadow import free_mmu_pages
 from .tdp import tdp_mmu
 
 
@@ -33,6 +34,8 @@ def kvm_create_vm(
     refcount_set(kvm.users_count, 1)
     kvm.memslots = new(KvmMemslots)
     INIT_LIST_HEAD(kvm.possible_nx_huge_pages)
+    INIT_LIST_HEAD(kvm.active_mmu_pages)
+    INIT_LIST_HEAD(kvm.zapped_obsolete_pages)
     tdp_mmu.kvm_mmu_init_tdp_mmu(kvm)
     mmu_notifier_register(mm, mmu_notifier_of(kvm))
     module = the(KvmModule)
@@ -88,6 +91,7 @@ def kvm_destroy_vm(kvm: Kvm) -> None:
     _abandon_invalidations(kvm)
     for vcpu in kvm.vcpus:
         kvm_mmu_unload(vcpu)
+        free_mmu_pages(vcpu)
     tdp_mmu.kvm_mmu_uninit_tdp_mmu(kvm)
     _expect_no_shadow_pages(kvm)
     slots = kvm_memslots(kvm)

@@ -21,6 +21,7 @@ from interleaf.runtime import Memory, Violation, container_of, operation, routin
 from .design import rule
 from .invalidate import kvm_mmu_invalidate_begin, kvm_mmu_invalidate_end, kvm_mmu_invalidate_range_add
 from .kvm_host import Kvm, KvmGfnRange, KvmMemorySlot, KvmMmuPage, KvmModule
+from .shadow import kvm_mmu_zap_all_legacy, kvm_zap_rmaps
 from .tdp import ghost, tdp_mmu
 from .tlb import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_range
 
@@ -94,6 +95,7 @@ def kvm_mmu_zap_all(kvm: Kvm) -> None:
     """Zap everything under every root, slowly: the address space or the VM goes away, and no vCPU
     runs. Takes mmu_lock."""
     write_lock(kvm.mmu_lock)
+    kvm_mmu_zap_all_legacy(kvm)
     tdp_mmu.kvm_tdp_mmu_zap_all(kvm)
     write_unlock(kvm.mmu_lock)
 
@@ -117,7 +119,8 @@ def kvm_zap_gfn_range(kvm: Kvm, gfn_start: int, gfn_end: int) -> None:
     if counts:
         kvm_mmu_invalidate_begin(kvm)
         kvm_mmu_invalidate_range_add(kvm, gfn_start >> shift, gfn_end >> shift)
-    if tdp_mmu.kvm_tdp_mmu_zap_leafs(kvm, gfn_start, gfn_end, False):
+    flush = kvm_zap_rmaps(kvm, gfn_start, gfn_end)
+    if tdp_mmu.kvm_tdp_mmu_zap_leafs(kvm, gfn_start, gfn_end, flush):
         kvm_flush_remote_tlbs_range(kvm, gfn_start, gfn_end - gfn_start)
     if counts:
         kvm_mmu_invalidate_end(kvm)
@@ -140,7 +143,8 @@ def kvm_mmu_zap_memslot(kvm: Kvm, slot: KvmMemorySlot) -> None:
     """
     write_lock(kvm.mmu_lock)
     gfn_range = KvmGfnRange(slot, slot.base_gfn, slot.base_gfn + slot.npages, True)
-    if tdp_mmu.kvm_tdp_mmu_unmap_gfn_range(kvm, gfn_range, False):
+    flush = kvm_zap_rmaps(kvm, gfn_range.start, gfn_range.end)
+    if tdp_mmu.kvm_tdp_mmu_unmap_gfn_range(kvm, gfn_range, flush):
         kvm_flush_remote_tlbs(kvm)
     write_unlock(kvm.mmu_lock)
 

@@ -39,7 +39,20 @@ from pathlib import Path
 
 from interleaf.runtime import ModelError
 
-from . import claims, dirty_log, host, huge_pages, lifecycle, memslots, modes, notifiers, unfixed, vcpus, walks
+from . import (
+    claims,
+    dirty_log,
+    host,
+    huge_pages,
+    lifecycle,
+    memslots,
+    modes,
+    nested,
+    notifiers,
+    unfixed,
+    vcpus,
+    walks,
+)
 from .scenario import Parameter, Scenario, scenario, scenarios_of
 from .stage import (
     DUMMY_GFN,
@@ -49,6 +62,7 @@ from .stage import (
     HUGE_HVA,
     destroy_after,
     enter_l2,
+    enter_nested,
     load_roots,
     make_vm,
     populate,
@@ -58,7 +72,7 @@ from .stage import (
 def library() -> dict[str, Scenario]:
     """All scenarios that come with the project, by name."""
     found: dict[str, Scenario] = {}
-    for module in (memslots, notifiers, vcpus, walks, dirty_log, huge_pages, host, modes, lifecycle):
+    for module in (memslots, notifiers, vcpus, walks, dirty_log, huge_pages, host, modes, nested, lifecycle):
         found |= scenarios_of(module)
     return found
 
@@ -125,6 +139,7 @@ __all__ = [
     "Scenario",
     "destroy_after",
     "enter_l2",
+    "enter_nested",
     "library",
     "load",
     "load_roots",

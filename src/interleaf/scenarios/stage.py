@@ -13,7 +13,7 @@ from interleaf.hw.platform import EPT, Platform
 from interleaf.kvm.design import Design
 from interleaf.kvm.kvm_host import DEFAULT_PARAMS, Kvm, KvmParams, KvmVcpu
 from interleaf.kvm.memslots import kvm_create_memslot
-from interleaf.kvm.mmu import kvm_mmu_reload
+from interleaf.kvm.mmu import kvm_init_mmu, kvm_mmu_reload
 from interleaf.kvm.mmu_notifier import mm_kernel
 from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, write
 from interleaf.kvm.vm import kvm_create_vm, kvm_put_kvm, kvm_vm_ioctl_create_vcpu
@@ -74,6 +74,13 @@ def enter_l2(vcpu: KvmVcpu) -> None:
     """The vCPU runs a nested guest (whose hypervisor does not use two-dimensional paging): it needs a root of its own
     role. In the set-up, before it has a root."""
     vcpu.root_role = replace(vcpu.root_role, guest_mode=True)
+
+
+def enter_nested(vcpu: KvmVcpu, levels: int) -> None:
+    """The vCPU runs a nested guest whose hypervisor translates for it by tables of so many levels (3: those of a 32-bit
+    one), for which KVM keeps shadow pages. In the set-up, before it has a root."""
+    vcpu.nested_levels = levels
+    kvm_init_mmu(vcpu)
 
 
 def load_roots(kvm: Kvm) -> None:

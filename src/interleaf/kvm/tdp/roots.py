@@ -13,6 +13,7 @@ from typing import Any
 from interleaf.kvm.design import rule
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmVcpu
 from interleaf.kvm.request import kvm_free_obsolete_remote_roots
+from interleaf.kvm.shadow import kvm_zap_obsolete_pages
 from interleaf.kvm.trace import trace_kvm_mmu_zap_all_fast
 from interleaf.linux.atomic import WRITE_ONCE
 from interleaf.linux.list import (
@@ -215,5 +216,6 @@ def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:
     tdp_mmu.kvm_tdp_mmu_invalidate_all_roots(kvm)
     # in the same critical section, so that whoever holds mmu_lock sees invalid roots and the request, or neither
     kvm_free_obsolete_remote_roots(kvm)
+    kvm_zap_obsolete_pages(kvm)
     write_unlock(kvm.mmu_lock)
     tdp_mmu.kvm_tdp_mmu_zap_invalidated_roots(kvm)

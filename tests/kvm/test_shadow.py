@@ -1,0 +1,100 @@
+"""Legacy shadow pages: how they are found again, recycled, zapped and freed."""
+
+from __future__ import annotations
+
+import pytest
+
+from interleaf.designs import V5_18, V6_12
+from interleaf.hw.platform import EPT, EPT_5_LEVEL, NPT, Platform
+from interleaf.kvm.design import Design
+from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmParams
+from interleaf.kvm.mmu import kvm_mmu_reload, kvm_mmu_unload
+from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, read, write
+from interleaf.kvm.vm import kvm_put_kvm
+from interleaf.kvm.zap import set_nx_huge_pages
+from interleaf.linux.list import list_for_each_entry
+from interleaf.mm.unmap import madvise_dontneed
+from interleaf.scenarios.stage import GUEST_HVA, enter_nested, make_vm
+from tests.kvm.tdp.stage import run_alone
+
+
+def _levels(kvm: Kvm) -> tuple[int, ...]:
+    """Those of the active pages, newest first."""
+    return tuple(sp.role.level for sp in list_for_each_entry(kvm.active_mmu_pages, KvmMmuPage))
+
+
+def _vm(platform: Platform, *levels: int, quota: int = 1024, design: Design = V6_12) -> Kvm:
+    kvm = make_vm(design, vcpus=len(levels), pages=2, platform=platform, params=KvmParams(n_max_mmu_pages=quota))
+    for vcpu, nested in zip(kvm.vcpus, levels, strict=True):
+        enter_nested(vcpu, nested)
+    return kvm
+
+
+@pytest.mark.parametrize(("platform", "levels", "pages"), [(EPT, 4, (1, 2, 3, 4)), (NPT, 3, (1, 2))])
+def test_a_nested_guest_has_a_shadow_page_for_each_table(
+    platform: Platform, levels: int, pages: tuple[int, ...]
+) -> None:
+    def program() -> tuple[object, ...]:
+        kvm = _vm(platform, levels)
+        assert kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], write(0), read(1)) == 0
+        found = _levels(kvm), kvm.n_used_mmu_pages
+        kvm_put_kvm(kvm)
+        return found
+
+    assert run_alone(program)[0] == (pages, len(pages))
+
+
+def test_pages_are_found_again_by_another_vcpu() -> None:
+    def program() -> tuple[object, ...]:
+        kvm = _vm(EPT_5_LEVEL, 4, 5)
+        kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], write(0))
+        kvm_mmu_unload(kvm.vcpus[0])
+        kvm_arch_vcpu_ioctl_run(kvm.vcpus[1], read(1))
+        found = _levels(kvm)
+        kvm_put_kvm(kvm)
+        return found
+
+    assert run_alone(program)[0] == (5, 1, 2, 3, 4)
+
+
+def test_what_was_invalidated_is_zapped_and_a_root_goes_with_its_last_vcpu() -> None:
+    def program() -> tuple[object, ...]:
+        kvm = _vm(EPT, 4)
+        kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], write(0))
+        set_nx_huge_pages()
+        before = _levels(kvm), kvm.n_used_mmu_pages
+        kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], write(0))
+        after = _levels(kvm), kvm.n_used_mmu_pages
+        kvm_put_kvm(kvm)
+        return before, after
+
+    assert run_alone(program)[0] == (((), 1), ((1, 2, 3, 4), 4))
+
+
+def test_the_oldest_pages_are_recycled_when_the_quota_is_used_up() -> None:
+    def program() -> tuple[object, ...]:
+        kvm = _vm(EPT_5_LEVEL, 4, 5, quota=9)
+        kvm_mmu_reload(kvm.vcpus[0])
+        kvm_arch_vcpu_ioctl_run(kvm.vcpus[1], read(0))
+        assert _levels(kvm) == (1, 2, 3, 5, 4)
+        # roots in use are not recycled, and what they lead to is no older than they are
+        kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], write(1))
+        found = _levels(kvm), kvm.n_used_mmu_pages
+        kvm_put_kvm(kvm)
+        return found
+
+    assert run_alone(program)[0] == ((1, 2, 3, 5, 4), 5)
+
+
+@pytest.mark.parametrize("design", [V5_18, V6_12], ids=lambda design: design.name)
+def test_notifiers_see_what_shadow_pages_map(design: Design) -> None:
+    def program() -> int:
+        kvm = _vm(EPT, 4, design=design)
+        kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], write(0))
+        madvise_dontneed(kvm.mm, GUEST_HVA, 1)
+        left = len(kvm.vcpus[0].cpu.tlb)
+        assert kvm_arch_vcpu_ioctl_run(kvm.vcpus[0], write(0)) == 0
+        kvm_put_kvm(kvm)
+        return left
+
+    assert run_alone(program)[0] == 0
