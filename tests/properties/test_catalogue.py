@@ -55,6 +55,7 @@ HOLDS: dict[str, Program] = {
     "I12": (programs.never_taken_down, V6_12),
     "I13": (programs.fault_vs_invalidation, V6_12),
     "I14": (programs.zap_all, V6_12),
+    "I15": (of("execute-vs-dirty-log-disable"), V6_12),
 }
 
 FAILS: dict[str, Program] = {
@@ -72,6 +73,7 @@ FAILS: dict[str, Program] = {
     "I12": (programs.never_taken_down, FORGETS),
     "I13": (programs.fault_vs_endless_invalidation, V6_12),
     "I14": (programs.zap_all, SLEEPS),
+    "I15": (of("execute-vs-dirty-log-disable"), V6_12.without("nx-track-recheck")),
 }
 
 

@@ -8,13 +8,18 @@ on a list, by which a thread undoes them now and then (nx_recovery).
 
 from __future__ import annotations
 
-from interleaf.linux.list import INIT_LIST_HEAD, list_add_tail, list_del_init, list_empty
+from collections.abc import Iterator
+
+from interleaf.hw.ept import SPTE_MMU_PRESENT_MASK, pfn_of
+from interleaf.hw.frames import is_allocated
+from interleaf.linux.list import INIT_LIST_HEAD, list_add_tail, list_del_init, list_empty, list_head
 from interleaf.linux.lockdep import lockdep_assert_held
 from interleaf.linux.spinlock import spin_lock, spin_unlock
-from interleaf.runtime import routine
+from interleaf.runtime import Memory, Violation, container_of, operation, routine
 
 from .design import rule
 from .kvm_host import Kvm, KvmMmuPage
+from .tdp import ghost
 
 NX_DISALLOWED_BEFORE_LINK = rule(
     "nx-disallowed-before-link",
@@ -38,10 +43,55 @@ def init_nx_huge_page(kvm: Kvm, sp: KvmMmuPage) -> None:
         sp.nx_huge_page_disallowed = True
 
 
+@operation(marked=False)
+def _is_possible(memory: Memory, sp: KvmMmuPage) -> None:
+    ghost.note(memory, ghost.possible.cell(sp), True)
+
+
+def _on_list(memory: Memory, kvm: Kvm) -> Iterator[KvmMmuPage]:
+    """The tables on the list of possible huge pages, up to where it is broken, if it is."""
+    head = node = kvm.possible_nx_huge_pages
+    seen = set()
+    while True:
+        node = memory.look(list_head.next.cell(node))
+        if not isinstance(node, list_head) or node is head or node in seen:
+            return
+        seen.add(node)
+        yield container_of(node, KvmMmuPage)
+
+
+def _is_linked(memory: Memory, sp: KvmMmuPage) -> bool:
+    """Is the table allocated, and does the entry that was made for it point to it?"""
+    parent = memory.look(KvmMmuPage.parent.cell(sp)) if is_allocated(memory, sp) else None
+    if parent is None or not is_allocated(memory, parent[0]):
+        return False
+    entry: int = memory.look(KvmMmuPage.spt.element(*parent))
+    return bool(entry & SPTE_MMU_PRESENT_MASK) and pfn_of(entry) == sp.pfn
+
+
+@operation(marked=False)
+def expect_possible_nx_huge_pages(memory: Memory, kvm: Kvm) -> None:
+    """I15: the tables on the list of possible huge pages are those that are linked, and stand for one. mmu_lock held
+    for write: nobody is about to put a table on the list, or to take it off, because it is linked or not any more."""
+    listed = tuple(_on_list(memory, kvm))
+    for on_list in listed:
+        memory.exercise("I15")
+        if not _is_linked(memory, on_list):
+            message = f"{on_list.name} is on the list of possible huge pages, but no SPTE points to it any more"
+            memory.violate(Violation("I15", message, object=on_list.name))
+    for sp in memory.world.serials.values():
+        if not isinstance(sp, KvmMmuPage) or sp in listed or not memory.look(ghost.possible.cell(sp)):
+            continue
+        if _is_linked(memory, sp) and memory.look(KvmMmuPage.nx_huge_page_disallowed.cell(sp)):
+            message = f"{sp.name} stands for a disallowed huge page, but is not on the list: it is never recovered"
+            memory.violate(Violation("I15", message, object=sp.name))
+
+
 @routine
 def account_nx_huge_page(kvm: Kvm, sp: KvmMmuPage) -> None:
     """A table that stands for a disallowed huge page has been linked, and could be a huge page otherwise. mmu_lock held
     for read."""
+    _is_possible(sp)
     spin_lock(kvm.tdp_mmu_pages_lock)
     if not kvm.design.obeys(NX_DISALLOWED_BEFORE_LINK):
         sp.nx_huge_page_disallowed = True

@@ -19,7 +19,7 @@ from interleaf.runtime import checkpoint, routine, say, warn
 from .design import rule
 from .kvm_host import KVM_MEM_LOG_DIRTY_PAGES, Kvm, KvmMmuPage
 from .memslots import gfn_to_memslot
-from .nx_huge_page import unaccount_nx_huge_page
+from .nx_huge_page import expect_possible_nx_huge_pages, unaccount_nx_huge_page
 from .tdp.zap import kvm_tdp_mmu_zap_possible_nx_huge_page, kvm_tdp_mmu_zap_sp
 from .tlb import kvm_flush_remote_tlbs
 
@@ -48,6 +48,8 @@ def kvm_recover_nx_huge_pages(kvm: Kvm) -> None:
     shared = kvm.design.obeys(NX_RECOVERY_UNDER_READ_LOCK)
     srcu = srcu_read_lock(kvm.srcu)
     (read_lock if shared else write_lock)(kvm.mmu_lock)
+    if not shared:
+        expect_possible_nx_huge_pages(kvm)
     rcu_read_lock()
     to_zap, flush = kvm.nx_lpage_splits, False
     while to_zap:

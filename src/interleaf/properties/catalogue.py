@@ -119,6 +119,13 @@ PROPERTIES: dict[str, Property] = _by_name(
         "might_sleep, __might_resched",
         ("sleeping-while-atomic",),
     ),
+    Property(
+        "I15",
+        "The tables on the list of possible huge pages are those that are linked and stand for one that must not be "
+        "executable.",
+        "The recovery follows a pointer to a table that is freed, or never recovers one.",
+        "account_nx_huge_page, tdp_mmu_unlink_sp; 21a36ac6b6c7, 61f94478547b",
+    ),
 )
 
 NAMES: tuple[str, ...] = tuple(PROPERTIES)

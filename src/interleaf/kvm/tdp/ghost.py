@@ -43,6 +43,9 @@ frozen_by: Array[Task | None] = Array(None)
 """Of a table, by index: the task that froze the entry."""
 frozen_by.__set_name__(KvmMmuPage, "frozen_by")
 
+possible = _of(KvmMmuPage, "possible", False)
+"""Of a table: it stands for a disallowed huge page that could be mapped otherwise."""
+
 holders: Plain[tuple[Holder, ...]] = _of(KvmMmuPage, "holders", ())
 """Of a root: who has a reference on it, sorted, once for each reference."""
 
