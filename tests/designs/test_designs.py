@@ -70,7 +70,7 @@ def test_a_design_with_other_rules_differs_in_nothing_else() -> None:
 
 
 def test_neighbours_differ_where_they_say() -> None:
-    gained = {"fast-page-fault", "iter-yielded", "stale-root-check", "removed-pt-flush-start"}
+    gained = {"fast-page-fault", "iter-yielded", "stale-root-check", "removed-pt-flush-start", "special-root-check"}
     assert V5_16.rules - V5_13.rules == gained
     assert V5_13.rules - V5_16.rules == {"full-mmu-seq"}
     assert V5_13.kvm_tdp_mmu_put_root is V5_16.kvm_tdp_mmu_put_root

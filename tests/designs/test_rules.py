@@ -72,6 +72,7 @@ IDLE: dict[str, str] = {
     "fast-page-fault": COST,
     "flush-before-rcu-unlock": LATENT,
     "freeze-without-bookkeeping": SHAPE,
+    "invalidate-names-gfns": SHAPE,
     "leaf-replaces-table": SHAPE,
     "leaf-writable-hint": "no huge page covers what is write-tracked; the kernel needs it for shadow pages out of step",
     "map-level-guard": "a second check beside map-at-goal-only",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from interleaf.kvm.attributes import MEMORY_ATTRIBUTES
 from interleaf.kvm.dirty_protect import CLEAR_SPLITS_LAST
 from interleaf.kvm.hugepage import ADJUST_CHECKS_DISALLOWED
+from interleaf.kvm.invalidate import INVALIDATE_NAMES_GFNS
 from interleaf.kvm.nx_huge_page import NX_DISALLOWED_BEFORE_LINK, NX_TRACK_RECHECK
 from interleaf.kvm.nx_recovery import NX_SKIPS_DIRTY_LOGGED
 from interleaf.kvm.page_fault import RETRY_BEFORE_LOCK
@@ -40,6 +41,7 @@ V6_1 = V6_12.derive(
         CLEAR_DIRTY_ATOMIC,
         CLEAR_SPLITS_LAST,
         DEFERRED_BOOKKEEPING,
+        INVALIDATE_NAMES_GFNS,
         MAP_LEVEL_GUARD,
         NX_DISALLOWED_BEFORE_LINK,
         NX_SKIPS_DIRTY_LOGGED,

@@ -5,6 +5,7 @@ from interleaf.kvm.design import Design
 from interleaf.kvm.dirty_protect import CLEAR_SPLITS_LAST, ENABLE_LOG_FLUSHES
 from interleaf.kvm.fast_page_fault import FAST_PAGE_FAULT
 from interleaf.kvm.hugepage import ADJUST_CHECKS_DISALLOWED
+from interleaf.kvm.invalidate import INVALIDATE_NAMES_GFNS
 from interleaf.kvm.memslots import MMIO_GENERATION_WRAP, SWAP_WAITS_FOR_NOTIFIERS
 from interleaf.kvm.mmio import MMIO_REFUSES_UPDATE
 from interleaf.kvm.mmu import CR0_WP_KEEPS_ROOTS, FREE_OBSOLETE_CHECKS_EACH
@@ -81,6 +82,7 @@ RULES = (
     FREE_OBSOLETE_CHECKS_EACH,
     FROZEN_LEAF_CHECK,
     FULL_MMU_SEQ,
+    INVALIDATE_NAMES_GFNS,
     INVALID_SLOT_RETRY,
     ITER_YIELDED,
     LEAF_REPLACES_TABLE,

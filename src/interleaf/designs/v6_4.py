@@ -7,6 +7,7 @@ from typing import Any
 from interleaf.kvm.attributes import MEMORY_ATTRIBUTES
 from interleaf.kvm.design import rule
 from interleaf.kvm.dirty_protect import CLEAR_SPLITS_LAST
+from interleaf.kvm.invalidate import INVALIDATE_NAMES_GFNS
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmVcpu
 from interleaf.kvm.page_fault import RETRY_BEFORE_LOCK, STALE_CHECK_AFTER_RECLAIM
 from interleaf.kvm.prefault import PRE_FAULT_MEMORY
@@ -173,6 +174,7 @@ V6_4 = V6_12.derive(
         PRE_FAULT_MEMORY,
         CLEAR_SPLITS_LAST,
         DEFERRED_BOOKKEEPING,
+        INVALIDATE_NAMES_GFNS,
         RETRY_BEFORE_LOCK,
         SKIP_FLUSH_INVALID,
         SLOT_ZAP_QUIRK,

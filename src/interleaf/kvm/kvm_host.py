@@ -24,7 +24,7 @@ from interleaf.linux.spinlock import spinlock_t
 from interleaf.linux.srcu import srcu_struct
 from interleaf.linux.wait import wait_queue_head_t
 from interleaf.linux.workqueue import work_struct, workqueue_struct
-from interleaf.mm.mm import Mm
+from interleaf.mm.mm import Mm, Pte
 from interleaf.mm.page import Page
 from interleaf.runtime import Array, Const, Embedded, Marked, ModelError, Object, Plain, Task
 from interleaf.runtime.objects import Slots
@@ -224,6 +224,8 @@ class KvmGfnRange(NamedTuple):
     start: int
     end: int
     may_block: bool
+    arg: Pte | None = None
+    """What the host's PTE becomes, where that is what the notifier tells of (`arg.pte`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,6 +431,8 @@ class KvmPageFault:
     slot: KvmMemorySlot | None = None
     pfn: int | None = None
     """The frame of the page itself, also inside a huge page."""
+    hva: int = 0
+    """The address of the page in the process, where the fault has a slot."""
     map_writable: bool = True
     """The host allows the page to be written."""
     huge_page_disallowed: bool = False

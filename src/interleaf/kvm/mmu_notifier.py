@@ -24,7 +24,12 @@ from interleaf.mm.mmu_notifier import MmuNotifier, MmuNotifierOps
 from interleaf.runtime import Memory, Violation, operation, routine, say
 
 from .design import Design, rule
-from .invalidate import kvm_mmu_invalidate_begin, kvm_mmu_invalidate_end, kvm_mmu_invalidate_range_add
+from .invalidate import (
+    INVALIDATE_NAMES_GFNS,
+    kvm_mmu_invalidate_begin,
+    kvm_mmu_invalidate_end,
+    kvm_mmu_invalidate_range_add,
+)
 from .kvm_host import Kvm, KvmGfnRange, KvmMemslots, KvmMmuPage, KvmRequest, KvmVcpu
 from .shadow import kvm_zap_rmaps
 from .tdp import tdp_mmu
@@ -41,14 +46,64 @@ AGE_ELIDES_FLUSH = rule(
 )
 
 
-def _gfn_ranges(slots: KvmMemslots, start: int, end: int, may_block: bool) -> Iterator[KvmGfnRange]:
+def _gfn_ranges(slots: KvmMemslots, start: int, end: int, may_block: bool, arg: Pte | None) -> Iterator[KvmGfnRange]:
     """The parts of the slots that are backed by the hvas start <= hva < end."""
     for slot in slots.slots:
         first = max(start, slot.userspace_addr)
         last = min(end, slot.userspace_addr + slot.npages)
         if first < last:
             offset = slot.base_gfn - slot.userspace_addr
-            yield KvmGfnRange(slot, first + offset, last + offset, may_block)
+            yield KvmGfnRange(slot, first + offset, last + offset, may_block, arg)
+
+
+@routine
+def kvm_handle_hva_range(
+    kvm: Kvm,
+    start: int,
+    end: int,
+    handler: Callable[[Kvm, KvmGfnRange], bool] | None,
+    on_lock: Callable[[Kvm], None] | None = None,
+    flush_on_ret: bool = False,
+    may_block: bool = False,
+    lockless: bool = False,
+    arg: Pte | None = None,
+) -> bool:
+    """Do something for the memslots that are backed by the hvas start <= hva < end: nothing if there is none, and else
+    `on_lock` once, and `handler` for each; did any return True? With `flush_on_ret` TLBs are flushed if so.
+
+    Takes mmu_lock for write, unless `lockless`, and may give it up on the way if `may_block`.
+    """
+    srcu = srcu_read_lock(kvm.srcu)
+    ranges = tuple(_gfn_ranges(_memslots(kvm), start, end, may_block, arg))
+    found = False
+    if ranges:
+        if not lockless:
+            write_lock(kvm.mmu_lock)
+        if on_lock is not None:
+            on_lock(kvm)
+        if on_lock is kvm_mmu_invalidate_begin and not kvm.design.obeys(INVALIDATE_NAMES_GFNS):
+            kvm_mmu_invalidate_range_add(kvm, start, end)
+        for gfn_range in ranges:
+            if handler is not None:
+                found = handler(kvm, gfn_range) or found
+        if found and flush_on_ret:
+            kvm_flush_remote_tlbs(kvm)
+        if handler is kvm_mmu_unmap_gfn_range:
+            for gfn_range in ranges:
+                _expect_no_tlb_entry(kvm, gfn_range.start, gfn_range.end)
+        if not lockless:
+            write_unlock(kvm.mmu_lock)
+    srcu_read_unlock(kvm.srcu, srcu)
+    return found
+
+
+@routine
+def kvm_mmu_unmap_gfn_range(kvm: Kvm, gfn_range: KvmGfnRange) -> bool:
+    """Unmap a range for a notifier, and have faults on it wait for the end. mmu_lock held for write."""
+    if kvm.design.obeys(INVALIDATE_NAMES_GFNS):
+        kvm_mmu_invalidate_range_add(kvm, gfn_range.start, gfn_range.end)
+    say(f"unmap notifier for gfns {gfn_range.start:#x} to {gfn_range.end:#x}")
+    return bool(kvm_unmap_gfn_range(kvm, gfn_range))
 
 
 @routine
@@ -98,33 +153,13 @@ def kvm_mmu_notifier_invalidate_range_start(kvm: Kvm, start: int, end: int, bloc
     spin_lock(kvm.mn_invalidate_lock)
     kvm.mn_active_invalidate_count += 1
     spin_unlock(kvm.mn_invalidate_lock)
-    srcu = srcu_read_lock(kvm.srcu)
-    ranges = tuple(_gfn_ranges(_memslots(kvm), start, end, blockable))
-    if ranges:
-        write_lock(kvm.mmu_lock)
-        kvm_mmu_invalidate_begin(kvm)
-        flush = False
-        for gfn_range in ranges:
-            kvm_mmu_invalidate_range_add(kvm, gfn_range.start, gfn_range.end)
-            say(f"unmap notifier for gfns {gfn_range.start:#x} to {gfn_range.end:#x}")
-            flush |= kvm_unmap_gfn_range(kvm, gfn_range)
-        if flush:
-            kvm_flush_remote_tlbs(kvm)
-        for gfn_range in ranges:
-            _expect_no_tlb_entry(kvm, gfn_range.start, gfn_range.end)
-        write_unlock(kvm.mmu_lock)
-    srcu_read_unlock(kvm.srcu, srcu)
+    kvm_handle_hva_range(kvm, start, end, kvm_mmu_unmap_gfn_range, kvm_mmu_invalidate_begin, True, blockable)
 
 
 @routine
 def kvm_mmu_notifier_invalidate_range_end(kvm: Kvm, start: int, end: int) -> None:
     """The host has taken the pages at start <= hva < end: faults may look them up again."""
-    srcu = srcu_read_lock(kvm.srcu)
-    if any(True for _ in _gfn_ranges(_memslots(kvm), start, end, False)):
-        write_lock(kvm.mmu_lock)
-        kvm_mmu_invalidate_end(kvm)
-        write_unlock(kvm.mmu_lock)
-    srcu_read_unlock(kvm.srcu, srcu)
+    kvm_handle_hva_range(kvm, start, end, None, kvm_mmu_invalidate_end)
     spin_lock(kvm.mn_invalidate_lock)
     BUG_ON(kvm.mn_active_invalidate_count == 0, "range_end without range_start")
     kvm.mn_active_invalidate_count -= 1
@@ -141,20 +176,7 @@ def kvm_age_hva_range(
     """Ask of the pages at start <= hva < end by `handler`, with mmu_lock held for write unless the design does without;
     was any used? With `flush_on_ret` TLBs are flushed if so. Does not sleep."""
     lockless = kvm.design.obeys(AGE_LOCKLESS)
-    srcu = srcu_read_lock(kvm.srcu)
-    ranges = tuple(_gfn_ranges(_memslots(kvm), start, end, False))
-    young = False
-    if ranges:
-        if not lockless:
-            write_lock(kvm.mmu_lock)
-        for gfn_range in ranges:
-            young = handler(kvm, gfn_range) or young
-        if young and flush_on_ret:
-            kvm_flush_remote_tlbs(kvm)
-        if not lockless:
-            write_unlock(kvm.mmu_lock)
-    srcu_read_unlock(kvm.srcu, srcu)
-    return young
+    return bool(kvm_handle_hva_range(kvm, start, end, handler, None, flush_on_ret, False, lockless))
 
 
 @routine
@@ -189,6 +211,13 @@ def _invalidations(memory: Memory, kvm: Kvm) -> tuple[bool, bool]:
 
 
 @routine
+def kvm_change_spte_gfn(kvm: Kvm, gfn_range: KvmGfnRange) -> bool:
+    """Change what maps a gfn whose PTE is replaced. Returns whether a TLB flush is needed. mmu_lock held for write."""
+    assert gfn_range.arg is not None
+    return bool(kvm_tdp_mmu_set_spte_gfn(kvm, gfn_range, gfn_range.arg))
+
+
+@routine
 def kvm_mmu_notifier_change_pte(kvm: Kvm, hva: int, entry: Pte) -> None:
     """The host's PTE of `hva` becomes `entry`, inside an invalidation. Does not sleep. (Up to v6.9.)"""
     trace_kvm_set_spte_hva(hva << PFN_SHIFT)
@@ -196,17 +225,7 @@ def kvm_mmu_notifier_change_pte(kvm: Kvm, hva: int, entry: Pte) -> None:
     WARN_ON(not active, "a PTE changes outside an invalidation")
     if not in_progress:
         return
-    srcu = srcu_read_lock(kvm.srcu)
-    ranges = tuple(_gfn_ranges(_memslots(kvm), hva, hva + 1, False))
-    if ranges:
-        write_lock(kvm.mmu_lock)
-        flush = False
-        for gfn_range in ranges:
-            flush = kvm_tdp_mmu_set_spte_gfn(kvm, gfn_range, entry) or flush
-        if flush:
-            kvm_flush_remote_tlbs(kvm)
-        write_unlock(kvm.mmu_lock)
-    srcu_read_unlock(kvm.srcu, srcu)
+    kvm_handle_hva_range(kvm, hva, hva + 1, kvm_change_spte_gfn, None, True, arg=entry)
 
 
 @routine

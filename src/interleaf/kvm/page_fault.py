@@ -21,7 +21,7 @@ from interleaf.runtime.cells import Cell
 from .attributes import kvm_gmem_get_pfn, kvm_mem_is_private
 from .design import rule
 from .fast_page_fault import fast_page_fault
-from .invalidate import mmu_invalidate_retry_gfn
+from .invalidate import INVALIDATE_NAMES_GFNS, mmu_invalidate_retry_gfn, mmu_invalidate_retry_hva
 from .kvm_host import (
     KVM_MEM_READONLY,
     KVM_MEMSLOT_INVALID,
@@ -118,7 +118,9 @@ def is_page_fault_stale(vcpu: KvmVcpu, fault: KvmPageFault) -> bool:
         return True
     if fault.slot is None or not kvm.design.obeys(NOTIFIER_RETRY):
         return False
-    return mmu_invalidate_retry_gfn(kvm, fault.mmu_seq, fault.gfn)
+    if kvm.design.obeys(INVALIDATE_NAMES_GFNS):
+        return bool(mmu_invalidate_retry_gfn(kvm, fault.mmu_seq, fault.gfn))
+    return bool(mmu_invalidate_retry_hva(kvm, fault.mmu_seq, fault.hva))
 
 
 def remembered_mmu_seq(kvm: Kvm, seq: int) -> int:
@@ -204,7 +206,9 @@ def kvm_faultin_pfn(vcpu: KvmVcpu, fault: KvmPageFault) -> KvmPageFault | RetPf 
     reader of `kvm->srcu`, in which `fault.slot` was found. May sleep.
     """
     kvm, slot = vcpu.kvm, fault.slot
-    seq = _snapshot(kvm, fault.gfn)
+    hva = 0 if slot is None else slot.userspace_addr + fault.gfn - slot.base_gfn
+    where = fault.gfn if kvm.design.obeys(INVALIDATE_NAMES_GFNS) else hva
+    seq = _snapshot(kvm, where)
     if fault.is_private != kvm_mem_is_private(kvm, fault.gfn):
         return -errno.EFAULT
     if slot is None:
@@ -214,16 +218,16 @@ def kvm_faultin_pfn(vcpu: KvmVcpu, fault: KvmPageFault) -> KvmPageFault | RetPf 
         return _invalid_slot(vcpu, fault)
     if seq is None:
         return RetPf.RETRY
-    fault = replace(fault, mmu_seq=remembered_mmu_seq(kvm, seq))
+    fault = replace(fault, mmu_seq=remembered_mmu_seq(kvm, seq), hva=hva)
     if fault.is_private:
         found = kvm_gmem_get_pfn(kvm, fault.gfn)
         return replace(fault, pfn=found, max_level=PG_LEVEL_4K)
     if fault.write and flags & KVM_MEM_READONLY:
         return RetPf.EMULATE
-    pinned = get_user_page(kvm.mm, slot.userspace_addr + fault.gfn - slot.base_gfn, fault.write)
+    pinned = get_user_page(kvm.mm, hva, fault.write)
     if pinned is None:
         return -errno.EFAULT
-    if kvm.design.obeys(RETRY_BEFORE_LOCK) and mmu_invalidate_retry_gfn_unsafe(kvm, fault.mmu_seq, fault.gfn):
+    if kvm.design.obeys(RETRY_BEFORE_LOCK) and mmu_invalidate_retry_gfn_unsafe(kvm, fault.mmu_seq, where):
         kvm_release_pfn_clean(pinned.pfn)
         return RetPf.RETRY
     return replace(fault, pfn=pinned.pfn, map_writable=pinned.writable and not flags & KVM_MEM_READONLY)

@@ -18,9 +18,15 @@ from interleaf.linux.rwlock import write_lock, write_unlock
 from interleaf.linux.sched import wake_up_process
 from interleaf.runtime import Memory, Violation, container_of, operation, routine, say, the
 
-from .design import rule
-from .invalidate import kvm_mmu_invalidate_begin, kvm_mmu_invalidate_end, kvm_mmu_invalidate_range_add
+from .design import Design, rule
+from .invalidate import (
+    INVALIDATE_NAMES_GFNS,
+    kvm_mmu_invalidate_begin,
+    kvm_mmu_invalidate_end,
+    kvm_mmu_invalidate_range_add,
+)
 from .kvm_host import Kvm, KvmGfnRange, KvmMemorySlot, KvmMmuPage, KvmModule
+from .nx_huge_page import expect_possible_nx_huge_pages
 from .shadow import kvm_mmu_zap_all_legacy, kvm_zap_rmaps
 from .tdp import ghost, tdp_mmu
 from .tlb import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_range
@@ -46,6 +52,10 @@ ZAP_RANGE_UNIT = rule(
     "The range of an invalidation for zapping gfns is named in the unit in which faults look for it.",
     "6d3085e4d89a",
 )
+
+
+HVA_LIMIT = 1 << 52
+"""Addresses have 64 bits, of which 12 lie inside the page."""
 
 
 @operation(marked=False)
@@ -95,6 +105,7 @@ def kvm_mmu_zap_all(kvm: Kvm) -> None:
     """Zap everything under every root, slowly: the address space or the VM goes away, and no vCPU
     runs. Takes mmu_lock."""
     write_lock(kvm.mmu_lock)
+    expect_possible_nx_huge_pages(kvm)
     kvm_mmu_zap_all_legacy(kvm)
     tdp_mmu.kvm_tdp_mmu_zap_all(kvm)
     write_unlock(kvm.mmu_lock)
@@ -107,18 +118,26 @@ def _range_zap_begins(memory: Memory, kvm: Kvm, start: int, end: int) -> None:
     ghost.note(memory, cell, (*memory.look(cell), (start, end)))
 
 
+def _range_to_invalidate(design: Design, gfn_start: int, gfn_end: int) -> tuple[int, int]:
+    """The range of an invalidation for zapping gfns."""
+    if not design.obeys(ZAP_RANGE_UNIT):
+        # the gfns are taken for addresses in the process (in bytes), where no slot's memory is
+        return gfn_start >> PFN_SHIFT, gfn_end >> PFN_SHIFT
+    if not design.obeys(INVALIDATE_NAMES_GFNS):
+        return 0, HVA_LIMIT
+    return gfn_start, gfn_end
+
+
 @routine
 def kvm_zap_gfn_range(kvm: Kvm, gfn_start: int, gfn_end: int) -> None:
     """Zap the gfns gfn_start <= gfn < gfn_end in all roots that can be used, because how they must be mapped has
     changed (memory types, say); they fault in again. Takes mmu_lock, and may give it up on the way."""
     counts = kvm.design.obeys(ZAP_RANGE_COUNTS)
-    # without the rule the gfns are taken for addresses in the process (in bytes), where no slot's memory is
-    shift = 0 if kvm.design.obeys(ZAP_RANGE_UNIT) else PFN_SHIFT
     write_lock(kvm.mmu_lock)
     _range_zap_begins(kvm, gfn_start, gfn_end)
     if counts:
         kvm_mmu_invalidate_begin(kvm)
-        kvm_mmu_invalidate_range_add(kvm, gfn_start >> shift, gfn_end >> shift)
+        kvm_mmu_invalidate_range_add(kvm, *_range_to_invalidate(kvm.design, gfn_start, gfn_end))
     flush = kvm_zap_rmaps(kvm, gfn_start, gfn_end)
     if tdp_mmu.kvm_tdp_mmu_zap_leafs(kvm, gfn_start, gfn_end, flush):
         kvm_flush_remote_tlbs_range(kvm, gfn_start, gfn_end - gfn_start)
