@@ -75,9 +75,6 @@ def _bugs() -> Iterator[str]:
         brought = f"; brought by {bug.culprit}" if bug.culprit else ""
         yield from _wrapped(f"fixed by {bug.fix}{brought}")
         yield from _wrapped(f"shown on {bug.design} by {', '.join(bug.rules)} in {', '.join(bug.scenarios)}")
-    yield "left out:"
-    for id, reason in bugs.LEFT_OUT.items():
-        yield from _wrapped(f"{id}: {reason}")
 
 
 def _rules() -> Iterator[str]:

@@ -100,8 +100,3 @@ def test_a_design_may_be_named_with_a_bug() -> None:
 def test_a_bug_that_a_design_has_already_cannot_be_put_back() -> None:
     with pytest.raises(ModelError, match="does not follow the rule 'iter-yielded'"):
         bugs.load("off-list bug B06")
-
-
-def test_what_is_left_out_has_a_reason_and_is_not_there() -> None:
-    assert not set(bugs.LEFT_OUT) & set(bugs.library())
-    assert all(bugs.LEFT_OUT.values())

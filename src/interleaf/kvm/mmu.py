@@ -19,6 +19,7 @@ from .request import kvm_check_request
 from .shadow import (
     free_legacy_roots,
     is_obsolete_sp,
+    is_tdp_mmu_page,
     kvm_calc_shadow_root_page_role,
     mmu_alloc_shadow_roots,
     to_shadow_page,
@@ -113,7 +114,7 @@ def kvm_mmu_free_roots(vcpu: KvmVcpu, current: bool, previous: tuple[int, ...]) 
     if root is None and not going:
         return
     kvm = vcpu.kvm
-    legacy = tuple(put for put in (*going, root) if put is not None and not put.role.direct)
+    legacy = tuple(put for put in (*going, root) if put is not None and not is_tdp_mmu_page(put))
     shared = _lock(kvm, not legacy)
     # cleared first, though the kernel clears them last: from here on the vCPU flushes before it enters the guest
     vcpu.prev_roots = tuple(None if index in previous else kept for index, kept in enumerate(roots))
@@ -194,8 +195,8 @@ def is_obsolete_root(kvm: Kvm, root: KvmMmuPage) -> bool:
     but whoever invalidates a root makes a request afterwards."""
     if to_shadow_page(root) is None:
         return True
-    role = READ_ONCE(root, KvmMmuPage.role)
-    return role.invalid or (not role.direct and is_obsolete_sp(kvm, root))
+    invalid = READ_ONCE(root, KvmMmuPage.role).invalid
+    return invalid or (not is_tdp_mmu_page(root) and is_obsolete_sp(kvm, root))
 
 
 @routine

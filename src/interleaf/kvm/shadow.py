@@ -88,6 +88,12 @@ def to_shadow_page(root: KvmMmuPage) -> KvmMmuPage | None:
 
 
 @operation(marked=False)
+def is_tdp_mmu_page(memory: Memory, sp: KvmMmuPage) -> bool:
+    """Does the page belong to the TDP MMU? No access: that part of the role never changes."""
+    return bool(memory.peek(KvmMmuPage.role.cell(sp)).direct)
+
+
+@operation(marked=False)
 def _is_of_another_generation(memory: Memory, kvm: Kvm, sp: KvmMmuPage) -> bool:
     # without mmu_lock the answer may be old: whoever begins a generation makes a request afterwards
     return bool(memory.look(KvmMmuPage.mmu_valid_gen.cell(sp)) != memory.look(Kvm.mmu_valid_gen.cell(kvm)))
@@ -96,7 +102,7 @@ def _is_of_another_generation(memory: Memory, kvm: Kvm, sp: KvmMmuPage) -> bool:
 @routine
 def is_obsolete_sp(kvm: Kvm, sp: KvmMmuPage) -> bool:
     """Has the page been invalidated, or is it a legacy page of an older generation? mmu_lock held."""
-    return sp.role.invalid or (not sp.role.direct and _is_of_another_generation(kvm, sp))
+    return sp.role.invalid or (not is_tdp_mmu_page(sp) and _is_of_another_generation(kvm, sp))
 
 
 def kvm_mmu_available_pages(kvm: Kvm) -> int:

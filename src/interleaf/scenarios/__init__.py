@@ -49,6 +49,7 @@ from . import (
     modes,
     nested,
     notifiers,
+    pairs,
     unfixed,
     vcpus,
     walks,
@@ -87,6 +88,11 @@ def of_unfixed() -> dict[str, Scenario]:
     return scenarios_of(unfixed)
 
 
+def of_pairs() -> dict[str, Scenario]:
+    """The scenarios of each two activities that can race, by name. They are not in the library, but can be loaded."""
+    return pairs.of_pairs()
+
+
 def load(spec: str) -> Scenario:
     """The scenario called `spec` in the library, the one in `path/file.py`, or `name` in `path/file.py:name`.
 
@@ -94,7 +100,9 @@ def load(spec: str) -> Scenario:
     """
     file, _, name = spec.partition(":")
     if not file.endswith(".py"):
-        return _pick(spec, library() | of_claims() | of_unfixed(), f"there is no scenario {spec!r} in the library")
+        return _pick(
+            spec, library() | of_claims() | of_pairs() | of_unfixed(), f"there is no scenario {spec!r} in the library"
+        )
     found = _scenarios_in(Path(file))
     if name:
         return _pick(name, found, f"{file} has no scenario {name!r}")
@@ -145,6 +153,7 @@ __all__ = [
     "load_roots",
     "make_vm",
     "of_claims",
+    "of_pairs",
     "of_unfixed",
     "populate",
     "scenario",

@@ -38,6 +38,12 @@ class _ReadSpte(Read):
         super().__init__(cell, True)
         self.entry = (kvm, sp, gfn, level)
 
+    def run(self, memory: Memory) -> Value:
+        # the address of a table that is found here depends on the entry, so what was written to it before is seen
+        found = super().run(memory)
+        memory.order(self.cell, acquire=True)
+        return found
+
     def text(self, result: Value) -> str:
         kvm, sp, gfn, level = self.entry
         found = "?" if result is None else show_spte(kvm.masks, result, level)
@@ -148,6 +154,8 @@ def _change(
             _count_zapped(memory)
         if is_present_leaf(old, level) and not (is_present_leaf(new, level) and spte_to_pfn(new) == spte_to_pfn(old)):
             note_unmapped(memory, spte_to_pfn(old), (sp, index))
+    if is_shadow_present_pte(new) and not is_present_leaf(new, level):
+        memory.order(cell, release=True)
     memory.store_cell(cell, 0 if new == kvm.masks.nonpresent else new)
 
 
