@@ -5,7 +5,7 @@ from __future__ import annotations
 from interleaf.hw.platform import EPT_NO_AD, EPT_PML
 from interleaf.kvm.design import Design
 from interleaf.kvm.dirty_log import kvm_clear_dirty_log, kvm_get_dirty_log, kvm_vm_set_slot_flags
-from interleaf.kvm.dirty_ring import kvm_vm_ioctl_reset_dirty_pages
+from interleaf.kvm.dirty_ring import dirty_ring_collect, kvm_vm_ioctl_reset_dirty_pages
 from interleaf.kvm.kvm_host import KVM_MEM_LOG_DIRTY_PAGES, Kvm, KvmParams
 from interleaf.kvm.memslots import kvm_delete_memslot
 from interleaf.kvm.page_track import kvm_write_track_add_gfn
@@ -128,6 +128,8 @@ def dirty_log_clear_vs_write(design: Design, *, times: int = 1) -> None:
 
 def _reset(kvm: Kvm, times: int) -> None:
     for _ in range(times):
+        for vcpu in kvm.vcpus:
+            dirty_ring_collect(vcpu)
         kvm_vm_ioctl_reset_dirty_pages(kvm)
 
 
