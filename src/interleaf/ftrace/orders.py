@@ -27,6 +27,9 @@ from .stepping import Detour, SteppedDriver, Taken
 WINDOW = 6_000
 """Steps over which the comparison can go back, while several threads are in the middle of something."""
 
+DROPPED = 512
+"""Events that leave the window before their past is forgotten."""
+
 TRIALS = 200
 """Orders that are tried for one event."""
 
@@ -107,6 +110,8 @@ class Orders:
         self._window: deque[Moment] = deque()
         self._position = 0
         """Number of the event that is compared next."""
+        self._dropped = 0
+        """Events that are no longer in the window, and of which the past is still there."""
         self._latest: dict[int, int] = {}
         """The number of the latest event of each thread of the trace."""
         self._explained: set[int] = set()
@@ -118,19 +123,21 @@ class Orders:
         if not self._fits(()):
             self._search()
         first = min((self._latest[pid] for pid in compared.busy()), default=self._position) + 1
-        while self._window and self._first() < first:
-            self._window.popleft()
-        if self._window and self._driver.steps - self._window[0].steps > WINDOW:
-            while len(self._window) > 1 and self._driver.steps - self._window[0].steps > WINDOW // 2:
-                self._window.popleft()
-        if self._window:
-            self._driver.past.forget(self._window[0].mark, [moment.mark for moment in self._window])
-        else:
+        window, steps = self._window, self._driver.steps
+        keep = WINDOW if not window or steps - window[0].steps <= WINDOW else WINDOW // 2
+        while window and (self._first() < first or (len(window) > 1 and steps - window[0].steps > keep)):
+            window.popleft()
+            self._dropped += 1
+        if not window:
             self._forget()
+        elif self._dropped >= DROPPED:
+            self._dropped = 0
+            self._driver.past.forget(window[0].mark, [moment.mark for moment in window])
 
     def _forget(self) -> None:
         self._window.clear()
         self._explained.clear()
+        self._dropped = 0
         self._driver.past.forget(None)
 
     def explains(self) -> bool:
