@@ -42,6 +42,7 @@ def compare_document(path: Path, result: Result) -> Json:
         "explained": sum(result.explained.values()),
         "explanations": {str(rule): count for rule, count in result.explained.most_common()},
         "divergent": result.divergent,
+        "orders": result.orders,
         "resynchronised": result.resynchronised,
         "gaps": result.gaps,
         "snapshots_equal": result.snapshots_equal,
