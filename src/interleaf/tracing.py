@@ -118,15 +118,19 @@ def compare(
         Path | None,
         typer.Option(metavar="FILE", help="Walks through the page tables. [default: .snap.gz beside .trace.gz]"),
     ] = None,
+    params: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The host's module parameters. [default: params.txt beside the trace]"),
+    ] = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the result as JSON; - is standard output, alone.")
     ] = None,
 ) -> None:
     """Do to the model what the trace says was done to KVM, and compare each change that follows."""
-    raise typer.Exit(compare_with(file, design, snapshots, json))
+    raise typer.Exit(compare_with(file, design, snapshots, params, json))
 
 
-def compare_with(path: Path, design: str, snapshots: Path | None, json: Path | None) -> int:
+def compare_with(path: Path, design: str, snapshots: Path | None, params: Path | None, json: Path | None) -> int:
     """Compare a trace with the model, show and write the result; returns the exit code. Raises Refused."""
     from interleaf.arguments import Refused
     from interleaf.designs import load
@@ -141,10 +145,13 @@ def compare_with(path: Path, design: str, snapshots: Path | None, json: Path | N
     if snapshots is None:
         beside = path.with_name(path.name.replace(".trace", ".snap"))
         snapshots = beside if beside != path and beside.exists() else None
+    if params is None:
+        beside = path.with_name("params.txt")
+        params = beside if beside.exists() else None
     try:
         if json is not None and not alone:
             document.expect_writable(json)
-        result = compare_trace(path, load(design), snapshots)
+        result = compare_trace(path, load(design), snapshots, params)
     except (Unreadable, ModelError) as error:
         raise Refused(str(error)) from error
     except OSError as error:

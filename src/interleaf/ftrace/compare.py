@@ -28,6 +28,7 @@ from .matching import Frames, Rule, kind_of, mismatch, show
 from .options import Options, options_of
 from .orders import InOrder, Orders, OutOfOrder
 from .outcome import Result
+from .parameters import read_parameters
 from .reader import Trace
 from .snapshots import Snapshot, read_snapshots, snapshot_number
 from .spte import EPT, NPT, PRESENT
@@ -479,13 +480,14 @@ class Comparison:
         self._divergences.add(event, reason, (flow.nested or [flow.thread])[-1] if flow is not None else None)
 
 
-def compare_trace(path: Path, design: Design, snapshots: Path | None = None) -> Result:
-    """Compare a trace, and its snapshots if there are any, with the model of `design`. Raises Unreadable.
+def compare_trace(path: Path, design: Design, snapshots: Path | None = None, parameters: Path | None = None) -> Result:
+    """Compare a trace, and its snapshots if there are any, with the model of `design` on a host with these module
+    parameters. Raises Unreadable.
 
     First with a driver that cannot go back; if an event does not fit, and several threads have acted, all over again
     with one that can, because they may have acted in another order than that of their events.
     """
-    options = options_of(Trace(path))
+    options = options_of(Trace(path), KvmParams() if parameters is None else read_parameters(parameters))
     found = {} if snapshots is None else {snapshot.number: snapshot for snapshot in read_snapshots(snapshots)}
     trace = Trace(path)
     try:

@@ -26,8 +26,11 @@ class Options:
     vms: tuple[KvmParams, ...]
 
 
-def options_of(events: Iterable[records.Event]) -> Options:
-    """Look through a trace. The format of the page tables shows in the first entry that points to a table."""
+def options_of(events: Iterable[records.Event], chosen: KvmParams) -> Options:
+    """Look through a trace; `chosen` holds for each VM of which it does not say otherwise.
+
+    The format of the page tables shows in the first entry that points to a table.
+    """
     found: list[KvmParams] = []
     platform: Platform | None = None
     ring = False
@@ -41,7 +44,7 @@ def options_of(events: Iterable[records.Event]) -> Options:
         if marker is None:
             continue
         if marker.word == "VM_CREATE" and "ncpu" in marker.values:
-            found.append(KvmParams(dirty_ring_size=RING_SIZE if ring else 0))
+            found.append(replace(chosen, dirty_ring_size=RING_SIZE if ring else 0))
             ring = False
         elif marker.word == "ENABLE_DIRTY_RING":
             ring = True

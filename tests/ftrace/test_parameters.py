@@ -1,0 +1,45 @@
+"""The module parameters of a traced host."""
+
+from pathlib import Path
+
+import pytest
+
+from interleaf.ftrace.parameters import read_parameters
+from interleaf.ftrace.source import Unreadable
+from tests.ftrace.carried import TRACES
+
+
+def test_given_hosts_are_read() -> None:
+    for path in sorted({trace.with_name("params.txt") for trace in TRACES}):
+        found = read_parameters(path)
+        assert found.eager_page_split
+        assert found.mmio_caching
+        assert found.disable_nx_huge_pages
+
+
+def test_each_parameter_counts(tmp_path: Path) -> None:
+    path = tmp_path / "params.txt"
+    path.write_text(
+        "".join(
+            f"/sys/module/kvm/parameters/{name} = {value}\n"
+            for name, value in (("eager_page_split", "N"), ("mmio_caching", "N"), ("nx_huge_pages", "Y"))
+        )
+    )
+    found = read_parameters(path)
+    assert (found.eager_page_split, found.mmio_caching, found.disable_nx_huge_pages) == (False, False, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no module parameters"),
+        ("SNAP 1 label\n", "found 'SNAP 1 label'"),
+        ("/sys/module/kvm/parameters/tdp_mmu = N\n", "not the TDP MMU"),
+        ("/sys/module/kvm/parameters/nx_huge_pages = perhaps\n", "neither Y nor N"),
+    ],
+)
+def test_a_wrong_file_is_told(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "params.txt"
+    path.write_text(text)
+    with pytest.raises(Unreadable, match=message):
+        read_parameters(path)
