@@ -13,7 +13,7 @@ from interleaf.ftrace.compare import Comparison
 from interleaf.ftrace.follow import LiveDriver
 from interleaf.ftrace.options import options_of
 from interleaf.ftrace.reader import Trace
-from interleaf.kvm.kvm_host import KvmMmuPage
+from interleaf.kvm.kvm_host import KvmMmuPage, KvmParams
 from interleaf.runtime import Object, live
 from interleaf.runtime.cells import Cell
 from tests.ftrace.carried import trace_of
@@ -25,7 +25,7 @@ FEW = 4
 def _kept(path: Path, name: str, times: int) -> tuple[Counter[str], Comparison]:
     """What is there of the model after a trace that makes and destroys a VM, so many times in a row."""
     path.write_bytes(gzip.decompress(trace_of(name).read_bytes()) * times)
-    options = options_of(Trace(path))
+    options = options_of(Trace(path), KvmParams())
     comparison = Comparison(LiveDriver(load("v" + name.partition("/")[0]), options.platform), options, {})
     result = comparison.run(Trace(path))
     assert result.divergent == 0
