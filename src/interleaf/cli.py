@@ -168,6 +168,9 @@ def fuzz(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same scenarios.")] = 1,
     seconds: Annotated[float, typer.Option(min=1, help="For how long.")] = 60,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; 1 runs everything in this one. [default: one a core]")
+    ] = None,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where scenario files of what is found go.")] = Path(),
 ) -> None:
     """Compose random scenarios, check each, and shrink what is found to a scenario file that `check` runs.
@@ -176,7 +179,7 @@ def fuzz(
     """
     from interleaf.fuzzing import fuzz as run
 
-    raise typer.Exit(run(design, drop or [], seed, seconds, output))
+    raise typer.Exit(run(design, drop or [], seed, seconds, workers, output))
 
 
 @app.command("list")

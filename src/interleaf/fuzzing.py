@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from interleaf import designs
+from interleaf import bugs
 from interleaf.arguments import Refused
 from interleaf.checking import HOLDS, VIOLATED
 from interleaf.fuzz.fuzz import Fuzzer, Shrunk, Tally
 from interleaf.fuzz.source import text_of
+from interleaf.fuzz.trial import settle_in
 from interleaf.kvm.design import Design
 from interleaf.report.matrix import console_for, duration
 from interleaf.runtime import ModelError
 
 
-def fuzz(spec: str, dropped: Sequence[str], seed: int, seconds: float, folder: Path) -> int:
-    """Fuzz the design for so many seconds; returns the exit code. Raises Refused."""
-    design = _design(spec, dropped)
+def fuzz(spec: str, dropped: Sequence[str], seed: int, seconds: float, workers: int | None, folder: Path) -> int:
+    """Fuzz the design for so many seconds; returns the exit code. Raises Refused.
+
+    The result does not depend on how many `workers` there are, but for how far it gets.
+    """
+    spec = " ".join((spec, *(f"without {rule}" for rule in dropped)))
+    try:
+        design = bugs.load(spec)
+    except ModelError as error:
+        raise Refused(str(error)) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Refused(f"{folder} cannot be made: {error.strerror}.") from error
     console = console_for(stderr=False)
-    with console_for(stderr=True).status("") as status:
-        fuzzer = Fuzzer(design, seed, seconds, lambda tally: status.update(_progress(tally)))
+    workers = workers or os.cpu_count() or 1
+    with console_for(stderr=True).status("") as status, _pool(spec, workers) as pool:
+        fuzzer = Fuzzer(
+            design, seed, seconds=seconds, pool=pool, progress=lambda tally: status.update(_progress(tally))
+        )
         try:
             for shrunk in fuzzer.run():
-                _tell(console, shrunk, _write(folder, shrunk, design, seed))
+                _tell(console, shrunk, _write(folder, shrunk, design, seed, len(fuzzer.tally.found)))
         except KeyboardInterrupt:
             console.print(Text("stopped by Ctrl-C", style="yellow"))
     tally = fuzzer.tally
@@ -38,18 +54,23 @@ def fuzz(spec: str, dropped: Sequence[str], seed: int, seconds: float, folder: P
     return VIOLATED if tally.found else HOLDS
 
 
-def _design(spec: str, dropped: Sequence[str]) -> Design:
+@contextmanager
+def _pool(spec: str, workers: int) -> Iterator[Executor | None]:
+    """Processes that try scenarios on the design; None if one is enough."""
+    if workers == 1:
+        yield None
+        return
+    load = functools.partial(bugs.load, spec)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), settle_in, (load,))
     try:
-        design = designs.load(spec)
-        for rule in dropped:
-            design = design.without(rule)
-    except ModelError as error:
-        raise Refused(str(error)) from error
-    return design
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _write(folder: Path, shrunk: Shrunk, design: Design, seed: int) -> Path:
-    path = folder / f"random-{seed}-{''.join(letter if letter.isalnum() else '-' for letter in shrunk.rule)}.py"
+def _write(folder: Path, shrunk: Shrunk, design: Design, seed: int, number: int) -> Path:
+    rule = "".join(letter if letter.isalnum() else "-" for letter in shrunk.rule)
+    path = folder / f"random-{seed}-{number}-{rule}.py"
     note = f"Violates {shrunk.rule} on the design {design.name}: found by `interleaf fuzz --seed {seed}`, and shrunk."
     try:
         path.write_text(text_of(shrunk.plan, note), encoding="utf-8")

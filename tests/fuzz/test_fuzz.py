@@ -14,7 +14,7 @@ from interleaf.fuzz.source import text_of
 
 
 def first(design: str, seed: int) -> Shrunk:
-    fuzzer = Fuzzer(designs.load(design), seed, 120, lambda tally: None)
+    fuzzer = Fuzzer(designs.load(design), seed, scenarios=100)
     return next(fuzzer.run())
 
 

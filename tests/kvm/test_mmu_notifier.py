@@ -11,10 +11,12 @@ from interleaf.hw.cpu import TlbEntry
 from interleaf.kvm.kvm_host import Kvm, KvmGfnRange
 from interleaf.kvm.memslots import kvm_create_memslot
 from interleaf.kvm.mmu import kvm_mmu_reload
+from interleaf.kvm.mmu_notifier import kvm_mmu_notifier_invalidate_range_start
 from interleaf.kvm.tdp.unmap import kvm_tdp_mmu_unmap_gfn_range
 from interleaf.kvm.tlb import kvm_flush_remote_tlbs
 from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, write
 from interleaf.kvm.vm import kvm_create_vm, kvm_put_kvm, kvm_vm_ioctl_create_vcpu
+from interleaf.kvm.zap import kvm_flush_shadow_all
 from interleaf.mm.mm import mm_alloc, mmap
 from interleaf.mm.unmap import mmput, munmap
 from interleaf.runtime import spawn
@@ -135,6 +137,26 @@ def test_a_tlb_entry_of_a_previous_root_that_is_left_violates_i1_unless_the_root
     assert _unmap_after_a_switch(_forgets_to_flush, False) == ["I1"]
     assert not _unmap_after_a_switch(_forgets_to_flush, True)
     assert not _unmap_after_a_switch(kvm_tdp_mmu_unmap_gfn_range, False)
+
+
+def _zap_and_unmap(kvm: Kvm, exits: bool) -> None:
+    if exits:
+        mmput(kvm.mm)
+    else:
+        kvm_flush_shadow_all(kvm)
+    kvm_mmu_notifier_invalidate_range_start(kvm, 0, 1, True)
+
+
+@pytest.mark.parametrize(("exits", "violated"), [(True, set()), (False, {"I1"})])
+def test_a_tlb_entry_is_harmless_once_the_process_has_ended(exits: bool, violated: set[str]) -> None:
+    def setup() -> None:
+        kvm = make_vm(V6_12, (0,))
+        populate(kvm)
+        spawn(_zap_and_unmap, kvm, exits, name="host")
+
+    stage = Stage(setup)
+    stage.finish_all()
+    assert stage.rules == violated
 
 
 def test_an_spte_that_is_left_violates_i1() -> None:

@@ -33,6 +33,14 @@ Choices: TypeAlias = tuple[int, ...]
 Basic: TypeAlias = tuple[Choices, int]
 
 
+class SetupViolated(ModelError):
+    """The set-up violates a property, before any task of the program runs."""
+
+
+SETUP_LIMIT = 20_000
+"""Steps of the set-up; one that does more is taken to loop for ever."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A state to return to."""
@@ -398,13 +406,19 @@ class Machine:
         task = intern_task(self.world, "setup")
         self.memory.spawned.append((task, setup, ()))
         self._spawn()
+        steps = 0
         while self.nodes[task.index] is not None:
             node: Any = self.nodes[task.index]
+            steps += 1
+            if steps > SETUP_LIMIT:
+                raise StepLimit(f"the set-up did {SETUP_LIMIT} steps without coming to its end")
             if not self.step(task.index):
                 raise ModelError(
                     f"the set-up waits for ever in {node.op.name} at {node.op.site[0]}:{node.op.site[1]}: nothing else "
                     "is running yet. Move the waiting into a task."
                 )
             if self.violations:
-                raise ModelError(f"the set-up itself violates {self.violations[0].rule}: {self.violations[0].message}")
+                raise SetupViolated(
+                    f"the set-up itself violates {self.violations[0].rule}: {self.violations[0].message}"
+                )
         self.memory.journal.clear()

@@ -1,42 +1,36 @@
 """Draw random scenarios, check each, and shrink what is found, until the time is up.
 
-One round is one run of Hypothesis, with a seed that follows from the user's: it draws scenarios until one violates a
-property that no round has found before, and shrinks that one. Each candidate is searched for all of its
-interleavings, up to a number of states; a search that meets it has found what it found, and proves nothing.
+One round is one run of Hypothesis, with a seed that follows from the user's. It draws scenarios, which are tried in
+their order, or by several processes at once: the first one that shows something new is the same. Hypothesis then draws
+the same again up to that one, and shrinks it.
 """
 
 from __future__ import annotations
 
-import functools
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis.errors import Flaky
 
-from interleaf.explore.hunt import Hunt
-from interleaf.explore.outcome import Bounds, Found, Outcome
-from interleaf.explore.states import StateSearch
 from interleaf.kvm.design import Design
-from interleaf.runtime import ModelError
 
 from .plans import Plan, plans
-from .source import load, text_of
+from .trial import Trial, attempt, attempt_here
 
 ROUND = 100
-"""Scenarios that one round draws, if it finds nothing."""
+"""Scenarios that one round draws."""
 
-STATES = 1_500
-"""States of one search. Most random scenarios have far fewer."""
+CANDIDATES = 150
+"""Smaller scenarios that are tried to shrink one."""
 
-HUNT = "hunt"
-"""Name of the engine that tries random schedules (`Outcome.engine`)."""
-
-EXECUTIONS = 100
-"""Random schedules tried before the search, which find most of what is there to be found."""
+AHEAD = 8
+"""Scenarios that are given to the processes of a pool before the result of the first one is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +43,21 @@ class Shrunk:
     seed: int
     """Of the round that has found it."""
 
+    def within(self, plan: Plan) -> bool:
+        """Does all that happens here happen there, too? A violation of the same rule then says nothing new."""
+        return Counter(call.action.name for call in self.plan.calls) <= Counter(call.action.name for call in plan.calls)
+
 
 @dataclass(slots=True)
 class Tally:
     """What has been done so far."""
 
     scenarios: int = 0
-    """Different ones that were checked, the candidates of shrinking included."""
+    """Scenarios that were drawn and tried."""
+    candidates: int = 0
+    """Those that were tried to shrink one."""
     exhaustive: int = 0
-    """Of those, the ones in which all interleavings were explored."""
+    """Of the scenarios, the ones in which all interleavings were explored."""
     states: int = 0
     rounds: int = 0
     seconds: float = 0.0
@@ -67,102 +67,166 @@ class Tally:
 
 
 class _Violated(Exception):
-    """A candidate violates a property that is not known yet: for Hypothesis, a failing example."""
+    """A candidate violates the property: for Hypothesis, a failing example."""
 
 
 class Fuzzer:
-    """One design under random scenarios. The same seed draws the same scenarios, round for round."""
+    """One design under random scenarios, for so many seconds or scenarios. The same seed draws the same scenarios.
 
-    def __init__(self, design: Design, seed: int, seconds: float, progress: Callable[[Tally], None]) -> None:
+    `pool` are processes that were begun by `trial.settle_in` with that design; without, all is done here.
+    """
+
+    def __init__(
+        self,
+        design: Design,
+        seed: int,
+        *,
+        seconds: float | None = None,
+        scenarios: int | None = None,
+        pool: Executor | None = None,
+        progress: Callable[[Tally], None] = lambda tally: None,
+    ) -> None:
+        if seconds is None and scenarios is None:
+            raise ValueError("fuzzing has no end of its own: give a bound on seconds or scenarios")
         self.design = design
         self.tally = Tally()
         self._seed = seed
         self._began = time.monotonic()
-        self._until = self._began + seconds
+        self._until = None if seconds is None else self._began + seconds
+        self._most = scenarios
+        self._pool = pool
         self._progress = progress
-        self._known: set[str] = set()
-        """Rules that earlier rounds have found violated."""
-        self._results: dict[tuple[Plan, bool], Outcome] = {}
 
     def run(self) -> Iterator[Shrunk]:
-        """Round after round, what is found, until the time is up."""
-        while time.monotonic() < self._until:
-            seed = self._seed * 1_000_003 + self.tally.rounds
-            shrunk = self._round(seed)
+        """Round after round, what is found, until a bound is met."""
+        while not self._over():
+            shrunk = self._round(self._seed * 1_000_003 + self.tally.rounds)
             self.tally.rounds += 1
-            self._results.clear()
             if shrunk is not None:
-                self._known.add(shrunk.rule)
                 self.tally.found.append(shrunk)
                 yield shrunk
-            self._report()
+
+    def _over(self) -> bool:
+        if self._most is not None and self.tally.scenarios >= self._most:
+            return True
+        return self._late()
+
+    def _late(self) -> bool:
+        return self._until is not None and time.monotonic() >= self._until
 
     def _round(self, seed: int) -> Shrunk | None:
-        failing: list[tuple[Plan, Found, bool]] = []
-
-        @seeded(seed)
-        @settings(
-            max_examples=ROUND,
-            database=None,
-            deadline=None,
-            phases=(Phase.generate, Phase.shrink),
-            suppress_health_check=tuple(HealthCheck),
-            print_blob=False,
-            report_multiple_bugs=False,
-        )
-        @given(plans())
-        def attempt(plan: Plan) -> None:
-            if time.monotonic() > self._until:
-                return
-            # while a scenario is shrunk, what finds it is all that has to be tried
-            outcome = self._check(plan, bool(failing) and failing[0][2])
-            for found in outcome.found:
-                rule = found.violation.rule
-                if rule not in self._known and rule == (failing[0][1].violation.rule if failing else rule):
-                    failing.append((plan, found, outcome.engine == HUNT))
-                    raise _Violated
-
-        try:
-            attempt()
-        except (_Violated, Flaky):
-            # Flaky: the time was up in the middle of shrinking
-            plan, found, _ = min(failing, key=lambda one: one[0].size)
-            return Shrunk(plan, found.violation.rule, found.violation.message, seed)
+        tally = self.tally
+        innocent: set[Plan] = set()
+        drawn = tuple(dict.fromkeys(_draw(seed)))
+        if self._most is not None:
+            drawn = drawn[: self._most - tally.scenarios]
+        for hunt in (True, False):
+            # random schedules are cheap: all scenarios get some before one is searched
+            for plan, trial in self._trials(drawn, hunt):
+                tally.scenarios += hunt
+                tally.states += trial.states
+                if trial.stopped:
+                    tally.unfinished[trial.stopped] += 1
+                elif not hunt:
+                    tally.exhaustive += 1
+                self._report()
+                new = self._news(trial)
+                if new is not None:
+                    return self._shrink(seed, plan, trial, new, innocent)
+                innocent.add(plan)
+            innocent.clear()
         return None
 
-    def _check(self, plan: Plan, hunted: bool) -> Outcome:
-        known = self._results.get((plan, hunted))
-        if known is None:
-            known = self._results[plan, hunted] = self._search(plan, hunted)
-        return known
-
-    def _search(self, plan: Plan, hunted: bool) -> Outcome:
-        """Search one scenario; if `hunted`, by random schedules alone."""
-        setup = functools.partial(load(text_of(plan)).setup, self.design)
-        tally = self.tally
-        tally.scenarios += 1
-        left = max(0.1, self._until - time.monotonic())
-        hunt = Hunt(setup, Bounds(executions=EXECUTIONS, seconds=left), seed=1)
+    def _trials(self, drawn: tuple[Plan, ...], hunt: bool) -> Iterator[tuple[Plan, Trial]]:
+        """The scenarios in their order, each with what came of it, until the time is up."""
+        if self._pool is None:
+            for plan in drawn:
+                if self._late():
+                    return
+                yield plan, attempt(self.design, plan, hunt)
+            return
+        running: deque[tuple[Plan, Future[Trial]]] = deque()
+        left = iter(drawn)
         try:
-            outcome = hunt.run()
-        except ModelError as error:
-            raise ModelError(f"{error}\nThis is the random scenario:\n\n{text_of(plan)}") from error
+            while True:
+                for plan in left:
+                    running.append((plan, self._pool.submit(attempt_here, plan, hunt)))
+                    if len(running) == AHEAD:
+                        break
+                if not running:
+                    return
+                plan, future = running.popleft()
+                yield plan, future.result(None if self._until is None else max(0.0, self._until - time.monotonic()))
+        except TimeoutError:
+            return
         finally:
-            hunt.close()
-        if not outcome.found and not hunted:
-            search = StateSearch(setup, bounds=Bounds(states=STATES, seconds=left))
-            try:
-                outcome = search.run()
-            finally:
-                search.close()
-            tally.states += outcome.states
-            if outcome.exhaustive:
-                tally.exhaustive += 1
-            else:
-                tally.unfinished[outcome.stopped] += 1
-        self._report()
-        return outcome
+            for _, future in running:
+                future.cancel()
+
+    def _news(self, trial: Trial) -> tuple[str, str] | None:
+        """A violation, with its message, that does not follow from what was found before."""
+        for rule, message in trial.found:
+            if not any(shrunk.rule == rule and shrunk.within(trial.plan) for shrunk in self.tally.found):
+                return rule, message
+        return None
+
+    def _shrink(self, seed: int, plan: Plan, trial: Trial, new: tuple[str, str], innocent: set[Plan]) -> Shrunk:
+        """The smallest scenario that Hypothesis gets to from `plan` in which the same rule is violated."""
+        rule = new[0]
+        failing = [(trial.plan, new[1])]
+        tried = {plan: True} | dict.fromkeys(innocent, False)
+
+        def violates(candidate: Plan) -> bool:
+            self.tally.candidates += 1
+            self._report()
+            # what has found it is all that has to be tried
+            smaller = attempt(self.design, candidate, trial.hunted)
+            messages = [message for violated, message in smaller.found if violated == rule]
+            if messages and self._news(smaller) is not None:
+                failing.append((smaller.plan, messages[0]))
+            return bool(messages)
+
+        def examine(candidate: Plan) -> None:
+            if candidate not in tried:
+                if len(tried) - len(innocent) > CANDIDATES or self._late():
+                    return
+                tried[candidate] = violates(candidate)
+            if tried[candidate]:
+                raise _Violated
+
+        # Flaky: a bound was met in the middle of shrinking
+        with suppress(_Violated, Flaky):
+            _hypothesis(seed, (Phase.generate, Phase.shrink), examine)
+        smallest, message = min(failing, key=lambda one: one[0].size)
+        return Shrunk(smallest, rule, message, seed)
 
     def _report(self) -> None:
         self.tally.seconds = time.monotonic() - self._began
         self._progress(self.tally)
+
+
+def _draw(seed: int) -> list[Plan]:
+    """The scenarios of a round."""
+    drawn: list[Plan] = []
+    _hypothesis(seed, (Phase.generate,), drawn.append)
+    return drawn
+
+
+def _hypothesis(seed: int, phases: tuple[Phase, ...], examine: Callable[[Plan], object]) -> None:
+    """One run of Hypothesis, which gives what it draws to `examine`. A scenario is failing if that raises."""
+
+    @seeded(seed)
+    @settings(
+        max_examples=ROUND,
+        database=None,
+        deadline=None,
+        phases=phases,
+        suppress_health_check=tuple(HealthCheck),
+        print_blob=False,
+        report_multiple_bugs=False,
+    )
+    @given(plans())
+    def run(plan: Plan) -> None:
+        examine(plan)
+
+    run()

@@ -1,15 +1,34 @@
-"""Random scenarios as values. Hypothesis draws them, and shrinks towards fewer and simpler things."""
+"""Random scenarios as values. Hypothesis draws them, and shrinks towards fewer and simpler things.
+
+Two kinds of draw make conflicts likely without aiming at any one of them. The VM has a history: what has happened to
+it before the tasks begin is drawn from the same actions, and begins more often than not with what gives later actions
+something to do (huge pages that must not be executed, accesses of the guest, a dirty log). And the pages are few.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from hypothesis import strategies
 
-from .actions import Action, Lane, Slots, possible
+from .actions import ALIVE, BY_NAME, MODES, Action, Facts, Lane, possible
 
 PLATFORMS = ("EPT", "NPT", "EPT_PML", "EPT_NO_AD", "EPT_5_LEVEL")
 """Names in `interleaf.hw.platform`, the plainest first."""
+
+OPTIONS = {
+    "": Facts.NONE,
+    "manual_protect=True": Facts.MANUAL,
+    "manual_protect=True, initially_all_set=True": Facts.MANUAL,
+    "dirty_ring_size=32": Facts.RING,
+    "private_mem=True": Facts.PRIVATE,
+    "slot_zap_all=False": Facts.NONE,
+    "eager_page_split=False": Facts.NONE,
+    "mmio_caching=False": Facts.NONE,
+    "disable_nx_huge_pages=True": Facts.NONE,
+}
+"""How the VM's `KvmParams` differ from the usual ones, and what is the case then. The ring never gets full."""
 
 MOST_VCPUS = 2
 MOST_PAGES = 2
@@ -17,28 +36,48 @@ MOST_TASKS = 3
 """Besides the one that destroys the VM. More would make most searches too long."""
 MOST_ACTIONS = 2
 """Of one task."""
+MOST_BEFORE = 2
+"""Actions of the history beyond those that it often begins with."""
+
+EXITS = (*(7 * (False,)), True)
+"""How often the process ends while others still use its memory."""
+
+OPENING = (
+    (Lane.ADMIN, "switch nx_huge_pages on", 1),
+    (Lane.VCPU, "", 1),
+    (Lane.VCPU, "enter L2", 3),
+    (Lane.VCPU, "", 1),
+    (Lane.SLOTS, "log dirty pages", 1),
+)
+"""What the history often begins with: whose action, which one (or any), and how often it is left out for each time
+that it is done."""
+
+HISTORY = "history"
+"""Name of the task that the history becomes if it violates a property itself."""
+
+ACCESSES = tuple(BY_NAME[name] for name in ("read", "write", "execute"))
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An action with the page that it is about (0 … pages - 1)."""
+    """An action with the page that it is about (0 … pages - 1), and the vCPU, if it is one's."""
 
     action: Action
-    page: int
+    page: int = 0
+    vcpu: int = 0
+
+    def __str__(self) -> str:
+        whose = f"vCPU{self.vcpu} " if self.action.lane is Lane.VCPU else ""
+        about = f" page {self.page}" if "{gfn}" in self.action.call or "{hva}" in self.action.call else ""
+        return f"{whose}{self.action.name}{about}"
 
 
 @dataclass(frozen=True, slots=True)
 class TaskPlan:
     """What one task does."""
 
-    lane: Lane
-    vcpu: int
-    """Which vCPU, if it is one."""
+    name: str
     calls: tuple[Call, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.lane.value}{self.vcpu}" if self.lane is Lane.VCPU else self.lane.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,33 +85,57 @@ class Plan:
     """A random scenario."""
 
     tasks: tuple[TaskPlan, ...]
+    history: tuple[Call, ...] = ()
+    """What has happened before the tasks begin."""
     vcpus: int = 1
     pages: int = 1
-    populated: bool = False
-    """The guest has written all of its memory before the tasks begin."""
     far: bool = False
     """The memory begins at 512 GiB, so that walks may yield before its first page."""
     dummy: bool = False
     """There is a memslot that nobody accesses, to be deleted."""
-    logged: bool = False
-    """After that, dirty logging of the memory has begun."""
-    zapped: bool = False
-    """After that, the last page has been zapped."""
     huge: bool = False
     """The memory is a huge page of 2 MiB, of which the first pages are used."""
-    nx: bool = False
-    """nx_huge_pages is on."""
-    manual: bool = False
-    """The dirty log is cleared by hand (KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE)."""
+    option: str = ""
+    """One of OPTIONS."""
     platform: str = PLATFORMS[0]
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """All that happens."""
+        return (*self.history, *(call for task in self.tasks for call in task.calls))
 
     @property
     def size(self) -> tuple[int, ...]:
         """To choose the smaller of two."""
-        calls = sum(len(task.calls) for task in self.tasks)
-        history = self.populated + self.logged + self.zapped
-        extras = history + self.far + self.dummy + self.huge + self.nx + self.manual
-        return calls, len(self.tasks), self.vcpus, self.pages, extras, PLATFORMS.index(self.platform)
+        racing = len(self.calls) - len(self.history)
+        extras = self.far + self.dummy + self.huge + bool(self.option)
+        whole = (racing, len(self.tasks), len(self.history), self.vcpus, self.pages, extras)
+        return (*whole, PLATFORMS.index(self.platform))
+
+    def alone(self) -> Plan:
+        """The scenario in which the history is all that happens, as a task of its own."""
+        return replace(self, tasks=(TaskPlan(HISTORY, self.history),), history=())
+
+
+class _State:
+    """What is the case, action by action."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.modes: dict[int, Facts] = {}
+
+    def copy(self) -> _State:
+        copy = _State(self.facts)
+        copy.modes = dict(self.modes)
+        return copy
+
+    def of(self, vcpu: int) -> Facts:
+        return self.facts | self.modes.get(vcpu, Facts.NONE)
+
+    def after(self, call: Call) -> None:
+        facts = (self.of(call.vcpu) | call.action.gives) & ~call.action.takes
+        self.facts = facts & ~MODES
+        self.modes[call.vcpu] = facts & MODES
 
 
 @strategies.composite
@@ -81,37 +144,59 @@ def plans(draw: strategies.DrawFn) -> Plan:
     vcpus = draw(strategies.integers(1, MOST_VCPUS))
     pages = draw(strategies.integers(1, MOST_PAGES))
     dummy = draw(strategies.booleans())
-    manual = draw(strategies.booleans())
-    logged = draw(strategies.booleans())
-    present = Slots.MEMORY
-    for known, flag in ((dummy, Slots.DUMMY), (manual, Slots.MANUAL), (logged, Slots.LOGGED)):
-        present |= flag if known else Slots.NONE
+    huge = draw(strategies.booleans())
+    option = draw(strategies.sampled_from(("", "", "", *OPTIONS)))
+    state = _State(Facts.MEMORY | OPTIONS[option])
+    for known, fact in ((dummy, Facts.DUMMY), (huge, Facts.HUGE), (pages > 1, Facts.PAIR)):
+        state.facts |= fact if known else Facts.NONE
+
+    def call(lane: Lane, vcpu: int, where: _State) -> Call | None:
+        facts = where.of(vcpu)
+        choices = possible(lane, facts)
+        if not choices:
+            return None
+        # what only the history has made possible is what few scenarios come to
+        choices += 2 * tuple(action for action in choices if action.needs & ~Facts.MEMORY)
+        if lane is Lane.VCPU:
+            choices += 2 * ACCESSES
+        made = Call(draw(strategies.sampled_from(choices)), draw(strategies.integers(0, pages - 1)), vcpu)
+        where.after(made)
+        return made
+
+    def calls(lanes: Iterable[tuple[Lane, int]], where: _State) -> tuple[Call, ...]:
+        return tuple(made for lane, vcpu in lanes if (made := call(lane, vcpu, where)) is not None)
+
     lanes = [(Lane.VCPU, index) for index in range(vcpus)]
-    lanes += [(lane, 0) for lane in (Lane.HOST, Lane.SLOTS, Lane.ADMIN)]
+    lanes += [(lane, 0) for lane in (Lane.HOST, Lane.RECLAIM, Lane.SLOTS, Lane.ADMIN)]
+    history: list[Call] = []
+    for lane, name, others in OPENING:
+        if not draw(strategies.sampled_from((True, *(others * (False,))))):
+            continue
+        vcpu = draw(strategies.integers(0, vcpus - 1)) if lane is Lane.VCPU else 0
+        if not name:
+            history += calls([(lane, vcpu)], state)
+        elif BY_NAME[name].possible(state.of(vcpu)):
+            history.append(Call(BY_NAME[name], vcpu=vcpu))
+            state.after(history[-1])
+    history += calls(draw(strategies.lists(strategies.sampled_from(lanes), max_size=MOST_BEFORE)), state)
+
     chosen = draw(strategies.lists(strategies.sampled_from(lanes), min_size=2, max_size=MOST_TASKS, unique=True))
+    if draw(strategies.sampled_from(EXITS)):
+        chosen = [(Lane.EXIT, 0), *(one for one in chosen if one[0] not in ALIVE)]
     tasks = []
     for lane, vcpu in chosen:
-        state = present
-        calls: list[Call] = []
-        for _ in range(draw(strategies.integers(1, MOST_ACTIONS))):
-            choices = possible(lane, state)
-            action = draw(strategies.sampled_from(choices))
-            calls.append(Call(action, draw(strategies.integers(0, pages - 1))))
-            state = (state | action.gives) & ~action.takes
-            if not possible(lane, state):
-                break
-        tasks.append(TaskPlan(lane, vcpu, tuple(calls)))
+        times = 1 if lane is Lane.EXIT else draw(strategies.integers(1, MOST_ACTIONS))
+        made = calls([(lane, vcpu)] * times, state.copy())
+        if made:
+            tasks.append(TaskPlan(f"{lane.value}{vcpu}" if lane is Lane.VCPU else lane.value, made))
     return Plan(
         tuple(tasks),
+        tuple(history),
         vcpus,
         pages,
-        populated=draw(strategies.booleans()),
         far=draw(strategies.booleans()),
         dummy=dummy,
-        huge=draw(strategies.booleans()),
-        manual=manual,
-        logged=logged,
-        zapped=draw(strategies.booleans()),
-        nx=draw(strategies.booleans()),
-        platform=draw(strategies.sampled_from(PLATFORMS)),
+        huge=huge,
+        option=option,
+        platform=draw(strategies.sampled_from((PLATFORMS[0], PLATFORMS[0], *PLATFORMS))),
     )

@@ -119,11 +119,12 @@ def _expect_no_tlb_entry(memory: Memory, kvm: Kvm, start: int, end: int) -> None
 
     A vCPU flushes before it uses another root than its current and its previous ones, so an entry of another is
     harmless. So is one of an invalid root: the request to take another was made before mmu_lock was released, and no
-    guest code runs on an invalid root after that (I9). So is everything once the last reference on the VM is gone: no
-    vCPU can run any more.
+    guest code runs on an invalid root after that (I9). So is everything once the last reference on the VM is gone, or
+    the last thread of its process, which alone may call KVM_RUN (kvm_vcpu_ioctl): no vCPU can run any more, and the
+    release notifier flushes nothing for that reason.
     """
     memory.exercise("I1")
-    if memory.look(refcount_t.refs.cell(kvm.users_count)) == 0:
+    if 0 in (memory.look(refcount_t.refs.cell(count)) for count in (kvm.users_count, kvm.mm.mm_users)):
         return
     for vcpu in memory.look(Kvm.vcpus.cell(kvm)):
         requests = memory.look(KvmVcpu.requests.cell(vcpu))
