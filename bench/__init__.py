@@ -7,7 +7,7 @@
 * `programs`     the programs that are searched, by name
 * `alone`        one search of one program, in a process of its own
 * `spin`, `python_peers`   the peers: where they come from, and how they are run
-* `locks`, `hole`, `ingredients`, `symmetry`, `growth`, `memory`, `compiled`, `tracing`, `comparing`   the benchmarks,
-  one module each
+* `locks`, `hole`, `ingredients`, `symmetry`, `growth`, `reductions`, `memory`, `compiled`, `tracing`, `comparing`   the
+  benchmarks, one module each
 * `report`       tables, and the document that holds them
 """

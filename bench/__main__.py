@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import comparing, compiled, growth, hole, ingredients, locks, memory, symmetry, tracing
+from . import comparing, compiled, growth, hole, ingredients, locks, memory, reductions, symmetry, tracing
 from .measure import FULL, Record, Scale, machine
 from .report import DOCUMENT, described, keep, renew
 
@@ -25,6 +25,7 @@ BENCHMARKS = {
     "ingredients": Benchmark(ingredients.run, ingredients.tables),
     "symmetry": Benchmark(symmetry.run, symmetry.tables),
     "growth": Benchmark(growth.run, growth.tables),
+    "reductions": Benchmark(reductions.run, reductions.tables),
     "memory": Benchmark(memory.run, memory.tables),
     "compiled": Benchmark(compiled.run, compiled.tables),
     "tracing": Benchmark(tracing.run, tracing.tables),

@@ -20,7 +20,7 @@ class Job:
 
     program: tuple[str, ...]
     engine: str = "states"
-    """states, steps, or hunt (whole random executions)."""
+    """states, steps, bounded (by preemptions), or hunt (whole random executions)."""
     without: tuple[str, ...] = ()
     """Ingredients of the state search that are switched off, by the names of `Options`."""
     first: bool = False
@@ -28,6 +28,7 @@ class Job:
     states: int | None = None
     executions: int | None = None
     seconds: float | None = None
+    preemptions: int | None = None
     path: tuple[str, ...] = ()
     """Folders to import interleaf from, before the installed one."""
 
@@ -43,10 +44,14 @@ def search(job: Job) -> Record:
     before = resident()
     began = time.perf_counter()
     program = programs.load(job.program)
-    bounds = Bounds(states=job.states, executions=job.executions, seconds=job.seconds)
+    bounds = Bounds(states=job.states, executions=job.executions, seconds=job.seconds, preemptions=job.preemptions)
     engine: Any
     if job.engine == "hunt":
         engine = Hunt(program.setup, bounds, 1, strategies=[RandomWalk()], final=program.final, stop_at_first=job.first)
+    elif job.engine == "bounded":
+        from interleaf.explore.bounded import BoundedSearch
+
+        engine = BoundedSearch(program.setup, bounds, final=program.final)
     elif job.engine == "steps":
         from interleaf.explore.steps import StepSearch
 
@@ -67,6 +72,8 @@ def search(job: Job) -> Record:
         "seconds": seconds,
         "exhaustive": outcome.exhaustive,
         "stopped": outcome.stopped,
+        # all there is, or all there is within the bound on preemptions
+        "complete": outcome.exhaustive or outcome.stopped.endswith("preemptions were tried"),
         "found": outcome.found[0].violation.rule if outcome.found else "",
         "findings": len(outcome.found),
         "before": before,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import comparing, compiled, growth, hole, ingredients, locks, memory, report, tracing
+from bench import comparing, compiled, growth, hole, ingredients, locks, memory, reductions, report, tracing
 from bench.__main__ import BENCHMARKS, main
 from bench.measure import Record, machine
 
@@ -42,6 +42,10 @@ RECORDS: dict[str, list[Record]] = {
     "growth": [
         SEARCH | {"ladder": "tasks", "program": "locks 3 4"},
         UNFINISHED | {"ladder": "tasks", "program": "locks 9 4"},
+    ],
+    "reductions": [
+        SEARCH | {"ladder": "vcpus", "size": 1, "column": "none", "complete": True},
+        UNFINISHED | {"ladder": "vcpus", "size": 2, "column": "none", "complete": False, "executions": 9_000},
     ],
     "memory": [
         SEARCH | {"part": "states", "program": "small"},
@@ -100,6 +104,13 @@ def test_an_unfinished_search_says_which_bound_it_met() -> None:
         in ingredients.tables(RECORDS["ingredients"])["ingredients"]
     )
     assert "unfinished: the bound of 60 seconds was reached, 60 s" in growth.tables(RECORDS["growth"])["growth"]
+
+
+def test_a_search_of_a_reduction_that_is_cut_short_says_at_least_how_much_there_is() -> None:
+    rows = reductions.tables(RECORDS["reductions"])["reductions-vcpus"].splitlines()
+    assert "177 / 125" in rows[2]
+    assert ">" not in rows[2]
+    assert "> 9\N{NO-BREAK SPACE}000 / 125" in rows[3]
 
 
 def test_the_cost_of_a_state_is_the_slope_between_two_sizes() -> None:

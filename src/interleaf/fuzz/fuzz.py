@@ -23,7 +23,7 @@ from interleaf.kvm.design import Design
 from .plans import Plan, plans
 from .trial import Trial, attempt, attempt_here
 
-ROUND = 100
+ROUND = 50
 """Scenarios that one round draws."""
 
 CANDIDATES = 150

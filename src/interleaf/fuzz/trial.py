@@ -17,7 +17,7 @@ from interleaf.runtime import ModelError, StepLimit
 from .plans import Plan
 from .source import load, text_of
 
-EXECUTIONS = 20
+EXECUTIONS = 12
 """Random schedules, which find most of what there is to be found."""
 
 STEPS = 2_000
