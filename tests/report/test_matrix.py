@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
 from interleaf.check import Request
@@ -12,6 +13,7 @@ from interleaf.explore.outcome import Progress
 from interleaf.explore.verdict import Status
 from interleaf.report.matrix import (
     Matrix,
+    _share,
     console_for,
     count,
     duration,
@@ -181,9 +183,20 @@ def test_a_terminal_sees_progress() -> None:
         matrix.began(2)
         console.print(matrix._moving_picture())
     text = file.getvalue()
-    assert "zap-vs-unmap on v6.12: [########............] about 42%, 4,321 states, 2 found" in text
+    assert "zap-vs-unmap on v6.12: [########............] about 42%, 4,321 states" in text
     assert "fault-vs-unmap on v5.13: begins" in text
     assert "0 of 4 done" in text
+
+
+@pytest.mark.parametrize(("found", "shown"), [(0, "42% 4,321"), (2, "✗ violated …")])
+def test_a_cell_is_red_as_soon_as_its_search_has_found_something(found: int, shown: str) -> None:
+    console, raw = plain()
+    matrix = Matrix(REQUESTS, console)
+    matrix.began(1)
+    matrix.progress(1, Progress(4321, 2, 3, 4, found, 0.42))
+    matrix.print_to(console)
+    assert shown in raw.getvalue().decode()
+    assert ("violated (2 found)" in _share(Progress(4321, 2, 3, 4, found, 0.42)).plain) == bool(found)
 
 
 def test_words_for_results() -> None:

@@ -176,6 +176,11 @@ class Matrix(AbstractContextManager["Matrix"]):
             if position not in self._running:
                 return Text("-", style="dim")
             progress = self._running[position]
+            if progress is not None and progress.found:
+                # it will not hold whatever else is found
+                symbol, in_ascii, style = LOOKS["violated"]
+                text = Text(in_ascii if ascii_only else symbol, style=style)
+                return text.append(" violated …" if wide and not ascii_only else " ...", style=style)
             share = f"{progress.fraction:.0%}" if progress is not None else "begins" if wide else "0%"
             return Text(f"{share} {count(progress.states)}" if wide and progress is not None else share, style="cyan")
         word = outcome(result)
@@ -205,7 +210,7 @@ class Matrix(AbstractContextManager["Matrix"]):
         ):
             parts += [*tables, Text("")]
         parts += [
-            Text(f"{title(self.requests[position])}: {_share(progress)}", no_wrap=True)
+            Text(f"{title(self.requests[position])}: ", no_wrap=True).append_text(_share(progress))
             for position, progress in sorted(self._running.items())
         ]
         parts.append(Text(f"{done} of {wanted} done, {elapsed}; Ctrl-C ends it and keeps what was found", style="dim"))
@@ -291,10 +296,12 @@ def _column(request: Request) -> str:
     return " ".join((request.design, *(f"without {rule}" for rule in request.dropped)))
 
 
-def _share(progress: Progress | None) -> str:
+def _share(progress: Progress | None) -> Text:
     if progress is None:
-        return "begins"
+        return Text("begins")
     full = round(progress.fraction * 20)
     bar = "#" * full + "." * (20 - full)
-    found = f", {progress.found} found" if progress.found else ""
-    return f"[{bar}] about {progress.fraction:.0%}, {progress.states:,} states{found}"
+    text = Text(f"[{bar}] about {progress.fraction:.0%}, {progress.states:,} states")
+    if progress.found:
+        text.append(f", violated ({progress.found} found)", style=LOOKS["violated"][2])
+    return text
