@@ -110,7 +110,8 @@ ACTIONS = (
     Action("merge", Lane.HOST, "try_to_merge_two_pages(kvm.mm, {hva}, {next})", needs=Facts.PAIR),
     Action("khugepaged", Lane.HOST, "collapse_huge_page(kvm.mm, {hva})", needs=Facts.HUGE),
     Action("split the huge page", Lane.HOST, "split_folio(kvm.mm, block_of(PG_LEVEL_2M, {hva}))", needs=Facts.HUGE),
-    Action("OOM reaper", Lane.HOST, "oom_reap_task_mm(kvm.mm)"),
+    # beside the reaper of a huge page a fault could map it again: the model has no mmap_lock
+    Action("OOM reaper", Lane.HOST, "oom_reap_task_mm(kvm.mm)", lacks=Facts.HUGE),
     Action("migrate", Lane.RECLAIM, "migrate_page(kvm.mm, {hva})"),
     Action("reclaim", Lane.RECLAIM, "madvise_pageout(kvm.mm, {hva}, 1)"),
     Action("shrink", Lane.RECLAIM, "shrink_list(kvm.mm, {hva}, 1)"),

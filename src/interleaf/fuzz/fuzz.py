@@ -29,6 +29,9 @@ ROUND = 50
 CANDIDATES = 150
 """Smaller scenarios that are tried to shrink one."""
 
+OF_ONE_RULE = 3
+"""Different scenarios that show a violation of the same rule, after which it is not looked for any more."""
+
 AHEAD = 8
 """Scenarios that are given to the processes of a pool before the result of the first one is looked at."""
 
@@ -166,7 +169,8 @@ class Fuzzer:
     def _news(self, trial: Trial) -> tuple[str, str] | None:
         """A violation, with its message, that does not follow from what was found before."""
         for rule, message in trial.found:
-            if not any(shrunk.rule == rule and shrunk.within(trial.plan) for shrunk in self.tally.found):
+            known = [shrunk for shrunk in self.tally.found if shrunk.rule == rule]
+            if len(known) < OF_ONE_RULE and not any(shrunk.within(trial.plan) for shrunk in known):
                 return rule, message
         return None
 
