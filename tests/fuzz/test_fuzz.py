@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from interleaf import designs
+from interleaf import bugs, designs
 from interleaf.check import Request, check
 from interleaf.cli import app
 from interleaf.explore.verdict import Status
+from interleaf.fuzz import fuzz
 from interleaf.fuzz.fuzz import Fuzzer, Shrunk
 from interleaf.fuzz.source import text_of
 
@@ -30,6 +31,28 @@ def test_what_is_found_is_small_and_a_scenario_that_check_finds_it_in(tmp_path: 
 
 def test_the_same_seed_finds_the_same() -> None:
     assert first("v5.13", 3) == first("v5.13", 3)
+
+
+@pytest.mark.parametrize(
+    ("bug", "spec", "seed", "scenarios", "rules"),
+    [
+        ("B01", "v5.16", 5, 5, {"I1", "use-after-free"}),
+        ("B06", "series-v1", 1, 7, {"I12"}),
+        ("B21", "v6.12 bug B21", 2, 6, {"I1"}),
+        ("B26", "v6.12 bug B26", 3, 6, {"I1", "I2"}),
+        ("B38", "v6.12 bug B38", 4, 31, {"map-at-wrong-level"}),
+    ],
+)
+def test_bugs_are_found_again_without_the_library(
+    bug: str, spec: str, seed: int, scenarios: int, rules: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fuzz, "CANDIDATES", 5)
+    found, otherwise = (
+        {shrunk.rule for shrunk in Fuzzer(bugs.load(design), seed, scenarios=scenarios).run()}
+        for design in (spec, "v6.12")
+    )
+    assert found & rules, bug
+    assert not otherwise & rules, bug
 
 
 def test_the_command_writes_what_it_finds_and_says_so(tmp_path: Path) -> None:
