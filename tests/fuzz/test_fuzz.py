@@ -36,7 +36,7 @@ def test_the_same_seed_finds_the_same() -> None:
 @pytest.mark.parametrize(
     ("bug", "spec", "seed", "scenarios", "rules"),
     [
-        ("B01", "v5.16", 5, 5, {"I1", "use-after-free"}),
+        ("B01", "v5.16", 30, 9, {"I1", "use-after-free"}),
         ("B06", "series-v1", 1, 7, {"I12"}),
         ("B21", "v6.12 bug B21", 2, 6, {"I1"}),
         ("B26", "v6.12 bug B26", 3, 6, {"I1", "I2"}),
