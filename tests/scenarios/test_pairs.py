@@ -17,7 +17,7 @@ from interleaf.scenarios.pairs import ACTIVITIES, Activity, cannot_race, make_vm
 
 PAIRS = of_pairs()
 
-STATES = 20_000
+STATES = 50_000
 """No search of two activities needs more."""
 
 MARKS = {
