@@ -15,11 +15,11 @@ from itertools import islice
 from pathlib import Path
 
 from interleaf.hw.platform import Paging
-from interleaf.kvm import trace as model
 from interleaf.kvm.design import Design
 from interleaf.kvm.kvm_host import KvmMmuPage, KvmParams, KvmVcpu
 
 from . import records
+from .assists import Assists
 from .divergences import Divergences
 from .drive import Driver, Reaction, Thread
 from .follow import LiveDriver
@@ -31,7 +31,7 @@ from .outcome import Result
 from .parameters import read_parameters
 from .reader import Trace
 from .snapshots import Snapshot, read_snapshots, snapshot_number
-from .spte import EPT, NPT, PRESENT
+from .spte import EPT, NPT
 from .stepping import SteppedDriver
 from .stimuli import Marker, SlotChange, Slots, marker_of, slot_change_of
 from .walks import compare_tables
@@ -54,7 +54,7 @@ class Comparison:
         self.result = Result(driver.design.name)
         self.frames = Frames(self.driver.note, self.driver.is_table)
         self._params = options.vms
-        self._layout = NPT if options.platform.paging is Paging.NPT else EPT
+        self._assists = Assists(driver, NPT if options.platform.paging is Paging.NPT else EPT)
         self._snapshots = snapshots
         self._flows: dict[int, Flow] = {}
         self._slots = Slots()
@@ -129,7 +129,7 @@ class Comparison:
             event = self._next_of(pid) if thread is flow.thread or thread in flow.nested else None
             if event is not None:
                 self._lookups.reveal(flow, event)
-                self._assist(event)
+                self._assists.before(event)
 
     def _next_of(self, pid: int) -> records.Event | None:
         for event in islice(self._ahead, FORESIGHT):
@@ -179,13 +179,13 @@ class Comparison:
             return
         flow = self._flow(event.task.pid)
         self._lookups.reveal(flow, event)
-        rules = [Rule.AD_BITS] if self._assist(event) else []
+        rules = [Rule.AD_BITS] if self._assists.before(event) else []
         reaction = self._next_reaction(flow, event)
         if reaction is None:
             self._diverge(event, "the model does nothing more here" + self._why())
             self._divergences.follow(event)
             return
-        reaction = self._used(event, self._read_again(flow, event, reaction), rules)
+        reaction = self._assists.of_other_table(event, self._assists.read_again(flow.thread, event, reaction), rules)
         wrong = mismatch(event, reaction, self.frames, rules)
         if wrong is not None:
             self._diverge(event, wrong)
@@ -196,42 +196,6 @@ class Comparison:
             self.result.explained[rules[-1]] += 1
         else:
             self.result.matched += 1
-
-    def _assist(self, event: records.Event) -> bool:
-        """Let the hardware set the A and D bits that an event shows to be set."""
-        record, assist, volatile = event.record, self.driver.assist, self._layout.volatile
-        match record:
-            case records.KvmTdpMmuSpteChanged():
-                return assist(record.level, record.gfn, record.old_spte, volatile)
-            case records.KvmMmuSetSpte():
-                return assist(record.level, record.gfn, record.spte, volatile)
-            case records.FastPageFault():
-                gfn = record.cr2_or_gpa >> 12
-                return any(assist(level, gfn, record.old_spte, volatile) for level in (1, 2, 3))
-        return False
-
-    def _read_again(self, flow: Flow, event: records.Event, reaction: Reaction) -> Reaction:
-        """kvm_mmu_set_spte does not tell what was written, but what is in the entry when the event is written."""
-        said, mine = event.record, reaction.record
-        if not isinstance(said, records.KvmMmuSetSpte) or not isinstance(mine, model.SetSpte):
-            return reaction
-        sp, index = self.driver.table_of_pfn(mine.sptep >> 12), (mine.sptep & 0xFFF) >> 3
-        if sp is None or not self.driver.alive(sp):
-            return reaction
-        self.driver.looked(flow.thread, KvmMmuPage.spt.element(sp, index))
-        now = self.driver.entry(sp, index)
-        return reaction._replace(record=mine._replace(spte=now)) if now == said.spte else reaction
-
-    def _used(self, event: records.Event, reaction: Reaction, rules: list[Rule]) -> Reaction:
-        """Of several tables that map a gfn, that which is changed may have been used, so that the CPU has set bits."""
-        said, mine = event.record, reaction.record
-        if not isinstance(said, records.KvmTdpMmuSpteChanged) or not isinstance(mine, model.SpteChanged):
-            return reaction
-        more = said.old_spte & self._layout.volatile & ~mine.old_spte
-        if not more or not said.old_spte & mine.old_spte & PRESENT or mine.new_spte & PRESENT:
-            return reaction
-        rules.append(Rule.AD_BITS)
-        return reaction._replace(record=mine._replace(old_spte=mine.old_spte | more))
 
     def _why(self) -> str:
         found = "; ".join(list(self.driver.violations)[-2:])
@@ -401,7 +365,7 @@ class Comparison:
         if number is not None and number in self._snapshots:
             for other in list(self._flows):
                 self._settle(other, event)
-            tables = compare_tables(self.driver, self.frames, self._snapshots[number], self._layout.volatile)
+            tables = compare_tables(self.driver, self.frames, self._snapshots[number], self._assists.volatile)
             self.result.snapshots.append(tables)
             return
         change = slot_change_of(event)
