@@ -188,7 +188,7 @@ def test_start_and_end_of_a_notifier_see_the_same_slots(design: Design, rules: s
         spawn(munmap, kvm.mm, 0x80, 1, name="munmap")
 
     stage = Stage(setup)
-    assert stage.until("munmap", "srcu_read_unlock", "kvm_mmu_notifier_invalidate_range_start")
+    assert stage.until("munmap", "srcu_read_unlock", "kvm_handle_hva_range")
     if rules:
         stage.finish("memslot")
     else:

@@ -142,7 +142,7 @@ def test_without_that_check_a_freed_page_is_mapped() -> None:
 
 def test_a_notifier_between_its_start_and_its_end_makes_the_fault_retry() -> None:
     stage = _fault_beside(V6_12, "munmap")
-    stage.until("munmap", "write_unlock", "kvm_mmu_notifier_invalidate_range_start")
+    stage.until("munmap", "write_unlock", "kvm_handle_hva_range")
     stage.finish("vcpu0")
     assert _result(stage) == RetPf.RETRY
     stage.finish("munmap")
@@ -193,7 +193,7 @@ def test_a_memslot_that_is_being_deleted_makes_the_fault_retry() -> None:
 )
 def test_a_fault_that_must_retry_does_not_take_mmu_lock(design: Design, locks: int) -> None:
     stage = _fault_beside(design, "munmap")
-    stage.until("munmap", "write_unlock", "kvm_mmu_notifier_invalidate_range_start")
+    stage.until("munmap", "write_unlock", "kvm_handle_hva_range")
     stage.finish("vcpu0")
     assert _result(stage) == RetPf.RETRY
     assert sum(line.startswith("vcpu0 takes") and "mmu_lock" in line for line in stage.story) == locks
@@ -202,7 +202,7 @@ def test_a_fault_that_must_retry_does_not_take_mmu_lock(design: Design, locks: i
 def test_the_same_after_the_lookup_of_the_page() -> None:
     stage = _fault_beside(V6_12, "munmap")
     stage.until("vcpu0", "_snapshot", "kvm_faultin_pfn")
-    stage.until("munmap", "write_unlock", "kvm_mmu_notifier_invalidate_range_start")
+    stage.until("munmap", "write_unlock", "kvm_handle_hva_range")
     stage.finish("vcpu0")
     assert _result(stage) == RetPf.RETRY
     assert not any(line.startswith("vcpu0 takes") and "mmu_lock" in line for line in stage.story)
