@@ -109,7 +109,7 @@ def test_a_violation_exits_with_1_and_is_told(tmp_path: Path) -> None:
     )
     assert code == 1
     assert "fault-vs-unmap on v6.12 without notifier-retry: violated" in output
-    assert "kvm_tdp_mmu_unmap_gfn_range():" in output
+    assert "kvm_handle_hva_range():" in output
     assert "\x1b" not in output
     first = files / "fault-vs-unmap-v6.12-notifier-retry-I1.json"
     assert f"replay it: interleaf show {first}" in output

@@ -149,7 +149,7 @@ def _removed_before_tracked(design: Design) -> Stage:
 
 def test_a_table_that_was_removed_is_not_put_on_the_list() -> None:
     assert not _removed_before_tracked(V6_12).rules
-    assert _removed_before_tracked(V6_12.without("nx-track-recheck")).rules & {"nx-list", "use-after-free"}
+    assert _removed_before_tracked(V6_12.without("nx-track-recheck")).rules & {"I15", "nx-list", "use-after-free"}
 
 
 def test_the_thread_recovers_when_it_is_woken_and_ends_when_it_is_stopped() -> None:
@@ -185,9 +185,9 @@ def _executed_when_logging_ends(design: Design) -> set[str]:
     ("design", "found"),
     [
         (V5_18, set()),
-        (V5_18.adding("collapse-zaps-parents"), {"use-after-free"}),
-        (V6_1, {"use-after-free"}),
-        (V6_1.adding("nx-track-recheck"), {"use-after-free"}),
+        (V5_18.adding("collapse-zaps-parents"), {"I15", "use-after-free"}),
+        (V6_1, {"I15", "use-after-free"}),
+        (V6_1.adding("nx-track-recheck"), {"I15", "use-after-free"}),
         (V6_1.without("collapse-zaps-parents"), set()),
         (V6_1.adding("nx-disallowed-before-link").adding("nx-track-recheck"), set()),
     ],

@@ -44,8 +44,12 @@ def init_nx_huge_page(kvm: Kvm, sp: KvmMmuPage) -> None:
 
 
 @operation(marked=False)
-def _is_possible(memory: Memory, sp: KvmMmuPage) -> None:
-    ghost.note(memory, ghost.possible.cell(sp), True)
+def _is_possible(memory: Memory, kvm: Kvm, sp: KvmMmuPage, now: bool) -> None:
+    """For I15: the table stands for a huge page that could be mapped otherwise, or does not any more."""
+    cell = ghost.possible.cell(kvm)
+    known: frozenset[KvmMmuPage] = memory.look(cell)
+    if (sp in known) is not now:
+        ghost.note(memory, cell, known | {sp} if now else known - {sp})
 
 
 def _on_list(memory: Memory, kvm: Kvm) -> Iterator[KvmMmuPage]:
@@ -79,9 +83,8 @@ def expect_possible_nx_huge_pages(memory: Memory, kvm: Kvm) -> None:
         if not _is_linked(memory, on_list):
             message = f"{on_list.name} is on the list of possible huge pages, but no SPTE points to it any more"
             memory.violate(Violation("I15", message, object=on_list.name))
-    for sp in memory.world.serials.values():
-        if not isinstance(sp, KvmMmuPage) or sp in listed or not memory.look(ghost.possible.cell(sp)):
-            continue
+    possible: frozenset[KvmMmuPage] = memory.look(ghost.possible.cell(kvm))
+    for sp in sorted(possible - set(listed), key=lambda sp: sp.name):
         if _is_linked(memory, sp) and memory.look(KvmMmuPage.nx_huge_page_disallowed.cell(sp)):
             message = f"{sp.name} stands for a disallowed huge page, but is not on the list: it is never recovered"
             memory.violate(Violation("I15", message, object=sp.name))
@@ -91,7 +94,7 @@ def expect_possible_nx_huge_pages(memory: Memory, kvm: Kvm) -> None:
 def account_nx_huge_page(kvm: Kvm, sp: KvmMmuPage) -> None:
     """A table that stands for a disallowed huge page has been linked, and could be a huge page otherwise. mmu_lock held
     for read."""
-    _is_possible(sp)
+    _is_possible(kvm, sp, True)
     spin_lock(kvm.tdp_mmu_pages_lock)
     if not kvm.design.obeys(NX_DISALLOWED_BEFORE_LINK):
         sp.nx_huge_page_disallowed = True
@@ -121,4 +124,5 @@ def untrack_possible_nx_huge_page(kvm: Kvm, sp: KvmMmuPage) -> None:
 def unaccount_nx_huge_page(kvm: Kvm, sp: KvmMmuPage) -> None:
     """A table does not stand for a disallowed huge page any more. tdp_mmu_pages_lock held, or mmu_lock for write."""
     sp.nx_huge_page_disallowed = False
+    _is_possible(kvm, sp, False)
     untrack_possible_nx_huge_page(kvm, sp)

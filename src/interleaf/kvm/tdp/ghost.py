@@ -43,8 +43,8 @@ frozen_by: Array[Task | None] = Array(None)
 """Of a table, by index: the task that froze the entry."""
 frozen_by.__set_name__(KvmMmuPage, "frozen_by")
 
-possible = _of(KvmMmuPage, "possible", False)
-"""Of a table: it stands for a disallowed huge page that could be mapped otherwise."""
+possible: Plain[frozenset[KvmMmuPage]] = _of(Kvm, "possible", frozenset())
+"""Of a VM: the tables that stand for a disallowed huge page which could be mapped otherwise."""
 
 holders: Plain[tuple[Holder, ...]] = _of(KvmMmuPage, "holders", ())
 """Of a root: who has a reference on it, sorted, once for each reference."""
