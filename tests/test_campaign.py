@@ -20,6 +20,10 @@ from interleaf.worker import Result
 from tests.checkers import by_name
 
 
+# What a signal raises while the callback of a weak reference runs is swallowed, too; it is sent again.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 @pytest.fixture(autouse=True)
 def _no_gc_callbacks() -> Iterator[None]:
     """Hypothesis, which other tests use in this process, measures garbage collections in a callback. What a signal
