@@ -19,7 +19,6 @@ from interleaf.explore.verdict import Status
 from interleaf.worker import Result
 from tests.checkers import by_name
 
-
 # What a signal raises while the callback of a weak reference runs is swallowed, too; it is sent again.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
