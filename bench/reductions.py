@@ -12,7 +12,7 @@ from .alone import Job, measured
 from .measure import Record, Scale, Unavailable
 from .report import NONE, count, table
 
-STATES = 50_000
+STATES = 10_000
 """States of one search at most."""
 
 
