@@ -1,5 +1,8 @@
 """Random scenarios find what the designs are known to have, and the same seed finds the same."""
 
+import functools
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from interleaf.explore.verdict import Status
 from interleaf.fuzz import fuzz
 from interleaf.fuzz.fuzz import Fuzzer, Shrunk
 from interleaf.fuzz.source import text_of
+from interleaf.fuzz.trial import settle_in
 
 
 def first(design: str, seed: int) -> Shrunk:
@@ -31,6 +35,19 @@ def test_what_is_found_is_small_and_a_scenario_that_check_finds_it_in(tmp_path: 
 
 def test_the_same_seed_finds_the_same() -> None:
     assert first("v5.13", 3) == first("v5.13", 3)
+
+
+def test_the_number_of_workers_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz, "CANDIDATES", 5)
+    alone = Fuzzer(designs.load("v5.13"), 3, scenarios=8)
+    with ProcessPoolExecutor(
+        2, get_context("spawn"), initializer=settle_in, initargs=(functools.partial(designs.load, "v5.13"),)
+    ) as pool:
+        shared = Fuzzer(designs.load("v5.13"), 3, scenarios=8, pool=pool)
+        assert list(shared.run()) == list(alone.run())
+    assert alone.tally.found
+    alone.tally.seconds = shared.tally.seconds = 0.0
+    assert shared.tally == alone.tally
 
 
 @pytest.mark.parametrize(
