@@ -94,6 +94,7 @@ class BoundedSearch:
         outcome.states = len(self.visited)
         outcome.seconds = time.monotonic() - self._began
         outcome.exercised = dict(self.world.exercised)
+        outcome.measured = dict(self.world.measured)
         return outcome
 
     def close(self) -> None:

@@ -280,6 +280,7 @@ class BruteForce:
         outcome.states = len(self._seen)
         outcome.seconds = time.monotonic() - self._began
         outcome.exercised = dict(self.world.exercised)
+        outcome.measured = dict(self.world.measured)
         return outcome
 
     def close(self) -> None:

@@ -219,6 +219,7 @@ class Hunt:
                 break
         outcome.seconds = time.monotonic() - began
         outcome.exercised = dict(self.machine.world.exercised)
+        outcome.measured = dict(self.machine.world.measured)
         return outcome
 
     def close(self) -> None:

@@ -103,6 +103,8 @@ class Outcome:
     """Why it is not exhaustive, in words; empty if it is."""
     exercised: dict[str, int] = field(default_factory=dict)
     """How often each property had the chance to fail."""
+    measured: dict[tuple[str, str], int] = field(default_factory=dict)
+    """The largest value of each quantity that the model measures, by its name and the task's."""
     restarts: int = 0
     """Searches begun again because a lock discipline did not hold."""
     reductions: tuple[str, ...] = ()

@@ -128,6 +128,7 @@ class StateSearch:
             outcome.states = len(self.visited)
             outcome.seconds = time.monotonic() - self._began
             outcome.exercised = dict(self.world.exercised)
+            outcome.measured = dict(self.world.measured)
             if self.auditor is not None:
                 outcome.audits = self.auditor.audits
         return outcome

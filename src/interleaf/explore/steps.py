@@ -135,6 +135,7 @@ class StepSearch:
             outcome.stopped = str(limit)
         outcome.seconds = time.monotonic() - self._began
         outcome.exercised = dict(self.world.exercised)
+        outcome.measured = dict(self.world.measured)
         return outcome
 
     def close(self) -> None:

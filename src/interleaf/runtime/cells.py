@@ -166,6 +166,8 @@ class World:
         """What is learned over all executions (lock order, rules exercised), by key."""
         self.exercised: dict[str, int] = {}
         """How often each property had the chance to fail."""
+        self.measured: dict[tuple[str, str], int] = {}
+        """The largest value of each quantity that the model measures, by its name and the task's, in any execution."""
         self.listener: Callable[[Any, object], None] | None = None
         """Whoever follows an execution: called with the running task and what it traces."""
 

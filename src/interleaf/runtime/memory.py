@@ -208,6 +208,15 @@ class Memory:
         """Count a chance of property `name` to fail."""
         self.world.exercised[name] = self.world.exercised.get(name, 0) + 1
 
+    def measure(self, name: str, value: int) -> None:
+        """The quantity `name` is `value` now for the running task: the largest is kept, over all executions.
+
+        It must follow from the state and the operation, or a search that knows both does not see it.
+        """
+        measured = self.world.measured
+        key = (name, self.world.tasks[self.task].name)
+        measured[key] = max(measured.get(key, 0), value)
+
     # What drives an execution calls
 
     def begin_step(self, task: int) -> None:
