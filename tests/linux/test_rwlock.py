@@ -11,7 +11,7 @@ from interleaf.linux.rwlock import (
     write_lock,
     write_unlock,
 )
-from interleaf.runtime import Embedded, Marked, Object, spawn, the
+from interleaf.runtime import Embedded, Marked, Memory, Object, operation, spawn, the
 
 from .drive import Drive, conflict, run
 
@@ -68,6 +68,58 @@ def twice() -> None:
 
 def ask() -> None:
     the(Shared).answer = rwlock_needbreak(the(Shared).lock)
+
+
+@operation(marked=False)
+def note(memory: Memory, held: rwlock_t) -> None:
+    memory.set(rwlock_t.done.element(held, memory.task), 1)
+
+
+def read_and_note() -> None:
+    read_lock(the(Shared).lock)
+    note(the(Shared).lock)
+    the(Shared).answer = True
+    read_unlock(the(Shared).lock)
+
+
+def write_and_note() -> None:
+    write_lock(the(Shared).lock)
+    note(the(Shared).lock)
+    the(Shared).answer = rwlock_needbreak(the(Shared).lock)
+    note(the(Shared).lock)
+    write_unlock(the(Shared).lock)
+
+
+def two_with_notes() -> None:
+    spawn(read_and_note, name="a")
+    spawn(read_and_note, name="b")
+    spawn(write_and_note, name="w")
+
+
+def noted(drive: Drive, *names: str) -> list[object]:
+    held = drive.global_(Shared).lock
+    tasks = [task for name in names for task in drive.execution.world.tasks if task.name == name]
+    return [drive.execution.memory.peek(rwlock_t.done.element(held, task.index)) for task in tasks]
+
+
+def test_what_is_noted_of_a_holder_is_forgotten_with_its_lock_and_not_with_that_of_another() -> None:
+    drive = Drive(two_with_notes)
+    for name in ("a", "b"):
+        drive.until(name, "read_unlock")
+    assert noted(drive, "a", "b") == [1, 1]
+    drive.finish("a")
+    assert noted(drive, "a", "b") == [None, 1]
+    drive.finish("b")
+    drive.finish("w")
+    assert noted(drive, "a", "b", "w") == [None, None, None]
+
+
+def test_what_is_noted_is_forgotten_where_the_lock_could_be_given_up() -> None:
+    drive = Drive(two_with_notes)
+    drive.step("w")
+    assert noted(drive, "w") == [None]
+    drive.step("w")
+    assert noted(drive, "w") == [1]
 
 
 def test_readers_share_and_a_writer_waits_for_all_of_them() -> None:

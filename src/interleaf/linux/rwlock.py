@@ -27,6 +27,9 @@ class rwlock_t(lock):
     atomic = True
     again = Array(0)
     """Per task: how often it took the lock for reading again (a violation, but the kernel goes on)."""
+    done: Array[Value] = Array(None)
+    """Per task: what a model has noted of what the task has done since it took the lock, or since it last could have
+    given it up; None if it has noted nothing. Only the task itself uses it."""
 
 
 class _ReadLock(Op):
@@ -91,6 +94,7 @@ class _ReadUnlock(Op):
             memory.store_cell(depth, memory.load_cell(depth) - 1)
         else:
             memory.commute_cell(cell, memory.peek(cell) & ~(1 << memory.task))
+            forget(memory, self.lock)
         memory.drop(cell)
 
     def text(self, result: Value) -> str:
@@ -107,18 +111,44 @@ class _WriteLock(Acquire):
 class _WriteUnlock(Release):
     name = "write_unlock"
 
+    def __init__(self, released: rwlock_t) -> None:
+        super().__init__(released)
+        self.lock = released
+
+    def run(self, memory: Memory) -> None:
+        super().run(memory)
+        forget(memory, self.lock)
+
     def text(self, result: Value) -> str:
         return f"releases {self.cell.owner} (writer)"
+
+
+class _YieldPoint(Op):
+    """The running task could give the lock up here."""
+
+    local = True
+    name = "yield_point"
+
+    def __init__(self, held: rwlock_t) -> None:
+        self.lock = held
+
+    def run(self, memory: Memory) -> None:
+        forget(memory, self.lock)
+
+    def text(self, result: Value) -> str:
+        return f"could give {self.lock} up"
 
 
 class _MayBreak(Op):
     """The lock is held in the right way, and nothing else that forbids to sleep (__might_resched)."""
 
     def __init__(self, held: rwlock_t, write: bool) -> None:
+        self.lock = held
         self.cell = lock.holders.cell(held)
         self.write = write
 
     def run(self, memory: Memory) -> None:
+        forget(memory, self.lock)
         held = memory.held[memory.task]
         task = memory.world.tasks[memory.task]
         mode = held.exclusive if self.write else held.any & ~held.exclusive
@@ -158,13 +188,22 @@ def write_unlock(released: rwlock_t) -> None:
     perform(_WriteUnlock(released))
 
 
+def forget(memory: Memory, held: rwlock_t) -> None:
+    """Inside an operation: what has been noted of the running task in `rwlock_t.done` is settled."""
+    memory.set(rwlock_t.done.element(held, memory.task), None)
+
+
 def asks_to_yield(choice: Choose) -> bool:
     """Is it the choice of a task whether it gives a lock that it holds up for a while?"""
     return choice.what.startswith(YIELDS) or choice.what.endswith(CONTENDED)
 
 
 def rwlock_needbreak(contended: rwlock_t) -> bool:
-    """Does somebody wait for the lock? A choice of the environment: both answers are explored."""
+    """Does somebody wait for the lock? A choice of the environment: both answers are explored.
+
+    The running task holds it, and gives it up if so: whatever the answer, this is a yield point.
+    """
+    perform(_YieldPoint(contended))
     return bool(choose(2, f"{contended} {CONTENDED}"))
 
 
