@@ -48,6 +48,7 @@ BREAKS: dict[str, tuple[str, str]] = {
     "unmap-sees-invalid-roots": ("memslot-delete-vs-unmap", "I1"),
     "write-protect-mmu-writable": ("write-tracking-vs-write", "write-tracking"),
     "xchg-volatile-sptes": ("dirty-log-enable-vs-aging", "I11"),
+    "zap-1g-first": ("last-put-beyond-1g-vs-unmap", "I14"),
     "zap-all-takes-slots-lock": ("memslot-delete-vs-nx-huge-pages", "I7"),
     "zap-range-counts": ("fault-vs-zap-range", "stale-range"),
     "zap-range-unit": ("late-fault-vs-zap-range", "stale-range"),

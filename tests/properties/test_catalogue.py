@@ -97,6 +97,16 @@ def test_the_program_is_innocent(name: str) -> None:
     assert Status.VIOLATED not in statuses(HOLDS[name]).values()
 
 
+def test_i14_is_about_sleeping_and_about_work_without_bound() -> None:
+    reset = of("last-put-beyond-1g-vs-unmap")
+    for design in (V5_18, V6_12):
+        assert statuses((reset, design))["I14"] is Status.HOLDS
+        broken = statuses((reset, design.without("zap-1g-first")))
+        assert broken["I14"] is Status.VIOLATED
+        assert broken["sleeping-while-atomic"] is Status.HOLDS
+    assert statuses((programs.zap_all, SLEEPS))["sleeping-while-atomic"] is Status.VIOLATED
+
+
 def test_a_fault_alone_never_replaces_a_leaf_so_that_i3_is_vacuous() -> None:
     assert statuses((of("fault-vs-unmap"), V6_12))["I3"] is Status.VACUOUS
     dirty = V6_12.without(REMADE_SPTE_CLEAN.name)

@@ -1,4 +1,4 @@
-"""Bugs in which somebody waits or tries for ever."""
+"""Bugs in which somebody waits or tries for ever, or holds others up for too long."""
 
 from __future__ import annotations
 
@@ -40,5 +40,29 @@ BUGS: tuple[Bug, ...] = (
         deviation="without forward-progress",
         scenarios=("zap-range-vs-unmap-in-two-roots",),
         rules=("livelock",),
+    ),
+    Bug(
+        "B68",
+        "A vCPU that puts the last reference on a root tears it down in one go",
+        "It holds mmu_lock until all that the guest had mapped is zapped: 15 minutes and more for 64 TiB.",
+        fix="8351779ce65f and efd995dae5eb",
+        culprit="",
+        kind="soft lockup",
+        design="v5.18",
+        deviation="swap kvm_tdp_mmu_put_root=v5.16",
+        scenarios=("last-put-beyond-1g-vs-unmap",),
+        rules=("I14",),
+    ),
+    Bug(
+        "B69",
+        "Each entry of a root is zapped with all the 512 GiB below it",
+        "It yields between two of them only, and is in one RCU reader for each.",
+        fix="1b6043e8e584",
+        culprit="",
+        kind="RCU stall",
+        design="v5.18",
+        deviation="without zap-1g-first",
+        scenarios=("last-put-beyond-1g-vs-unmap",),
+        rules=("I14",),
     ),
 )

@@ -25,7 +25,7 @@ from interleaf.kvm.tdp.roots import expect_nothing_left, kvm_mmu_init_tdp_mmu, s
 from interleaf.kvm.tdp.split import EAGER_SPLIT
 from interleaf.kvm.tdp.unmap import UNMAP_INVALID_ROOTS
 from interleaf.kvm.tdp.wrprot import WRPROT_MMU_WRITABLE
-from interleaf.kvm.tdp.zap import FLUSH_IN_RCU, MAX_GFN_OF_ARCHITECTURE
+from interleaf.kvm.tdp.zap import FLUSH_IN_RCU, MAX_GFN_OF_ARCHITECTURE, ZAP_1G_FIRST
 from interleaf.kvm.trace import trace_kvm_mmu_zap_all_fast
 from interleaf.linux.atomic import WRITE_ONCE
 from interleaf.linux.list import list_del_rcu, list_for_each_entry
@@ -139,6 +139,7 @@ SERIES_V1 = V5_18.derive(
         UNMAP_INVALID_ROOTS,
         WRPROT_MMU_WRITABLE,
         XCHG_VOLATILE,
+        ZAP_1G_FIRST,
     ),
     kvm_mmu_init_tdp_mmu=kvm_mmu_init_tdp_mmu,
     kvm_mmu_uninit_tdp_mmu=expect_nothing_left,

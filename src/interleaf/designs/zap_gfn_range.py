@@ -61,7 +61,7 @@ def zap_gfn_range(kvm: Kvm, root: KvmMmuPage, start: int, end: int, can_yield: b
         del inside
         it = tdp_iter_next(kvm, it)
     if zap_all:
-        root_zapped(root)
+        root_zapped(kvm, root)
     if flush and kvm.design.obeys(FLUSH_IN_RCU):
         kvm_flush_remote_tlbs(kvm)
         flush = False

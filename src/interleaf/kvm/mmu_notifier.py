@@ -35,6 +35,7 @@ from .shadow import kvm_zap_rmaps
 from .tdp import tdp_mmu
 from .tdp.age import AGE_LOCKLESS, kvm_tdp_mmu_age_gfn_range, kvm_tdp_mmu_test_age_gfn
 from .tdp.change_pte import CHANGE_PTE, kvm_tdp_mmu_set_spte_gfn
+from .tdp.work import must_not_yield
 from .tlb import kvm_flush_remote_tlbs
 from .trace import trace_kvm_age_hva, trace_kvm_set_spte_hva, trace_kvm_test_age_hva, trace_kvm_unmap_hva_range
 from .zap import kvm_flush_shadow_all
@@ -83,9 +84,13 @@ def kvm_handle_hva_range(
             on_lock(kvm)
         if on_lock is kvm_mmu_invalidate_begin and not kvm.design.obeys(INVALIDATE_NAMES_GFNS):
             kvm_mmu_invalidate_range_add(kvm, start, end)
+        if not may_block:
+            must_not_yield(True)
         for gfn_range in ranges:
             if handler is not None:
                 found = handler(kvm, gfn_range) or found
+        if not may_block:
+            must_not_yield(False)
         if found and flush_on_ret:
             kvm_flush_remote_tlbs(kvm)
         if handler is kvm_mmu_unmap_gfn_range:

@@ -114,9 +114,12 @@ PROPERTIES: dict[str, Property] = _by_name(
     ),
     Property(
         "I14",
-        "Nobody sleeps with mmu_lock held or inside an RCU read-side section.",
-        "Everybody who wants the lock spins for as long, and the grace period stalls.",
-        "might_sleep, __might_resched",
+        "Nobody sleeps with mmu_lock held or inside an RCU read-side section, nor works there for as long as there is "
+        "memory: a walk over the entries of a root offers to give mmu_lock up before it changes SPTEs below a second "
+        "entry of 1 GiB. A notifier that must not sleep is excused.",
+        "Everybody who wants the lock spins for as long, and the grace period stalls: soft lockups of 15 minutes were "
+        "seen. What is below one entry of 1 GiB must be bearable, because a page of 1 GiB may take its place.",
+        "might_sleep, __might_resched; tdp_mmu_zap_root; 8351779ce65f, 1b6043e8e584",
         ("sleeping-while-atomic",),
     ),
     Property(

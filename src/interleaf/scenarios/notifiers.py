@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from interleaf.hw.page_table import PG_LEVEL_1G, pages_per_entry
 from interleaf.kvm.design import Design
 from interleaf.kvm.mmu import kvm_mmu_reload, kvm_mmu_reset_context
 from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, read, write
@@ -50,6 +51,19 @@ def last_put_vs_unmap(design: Design, *, pages: int = 2) -> None:
     populate(kvm)
     vcpu = spawn(kvm_mmu_reset_context, kvm.vcpus[0], name="vcpu0")
     unmap = spawn(munmap, kvm.mm, GUEST_HVA, pages, name="munmap")
+    destroy_after(kvm, vcpu, unmap)
+
+
+@scenario("The last reference on a root with memory on both sides of 1 GiB is put while the host unmaps a page")
+def last_put_beyond_1g_vs_unmap(design: Design) -> None:
+    """As last-put-vs-unmap, but the two pages are the last one below 1 GiB and the first one above it, in one entry of
+    the root. Whoever tears the root down holds mmu_lock meanwhile, and must offer to give it up between the two: there
+    could be 512 GiB in that entry, and more in others.
+    """
+    kvm = make_vm(design, pages=2, base_gfn=pages_per_entry(PG_LEVEL_1G) - 1)
+    populate(kvm)
+    vcpu = spawn(kvm_mmu_reset_context, kvm.vcpus[0], name="vcpu0")
+    unmap = spawn(munmap, kvm.mm, GUEST_HVA, 1, name="munmap")
     destroy_after(kvm, vcpu, unmap)
 
 

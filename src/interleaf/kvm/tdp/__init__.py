@@ -13,7 +13,7 @@ The parts, in reading order:
 * `split`, `collapse` huge pages to small ones, and back;
 * `handle_gfn`, `age`, `change_pte`   the notifiers that zap nothing;
 * `tdp_mmu`           the interface for everybody else, which does what the VM's design says;
-* `ghost`, `references`   what the model remembers and checks beside, and no kernel has.
+* `ghost`, `references`, `work`   what the model remembers and checks beside, and no kernel has.
 
 The functions are those of v6.12; what other kernels do otherwise is in `interleaf.designs`.
 """

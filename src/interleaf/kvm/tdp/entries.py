@@ -25,6 +25,7 @@ from interleaf.runtime.objects import Read, read_cell
 from . import ghost
 from .ghost import note
 from .spte import is_present_leaf, is_removed_spte, is_shadow_present_pte, show_spte, spte_to_pfn
+from .work import spte_changed
 
 quiet(__file__)
 
@@ -146,6 +147,7 @@ def _change(
     if old != new:
         index = index_of(gfn, level)
         _check_frozen(memory, kvm, sp, gfn, level, old, new)
+        spte_changed(memory, kvm, sp, gfn, level, old, new)
         if is_shadow_present_pte(new):
             _check_install(memory, kvm, root, gfn, level, old, new)
             if is_present_leaf(new, level):

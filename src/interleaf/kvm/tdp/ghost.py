@@ -75,3 +75,6 @@ looked_up = _of(Task, "looked_up", 0)
 
 torn_down: Plain[int | None] = _of(Task, "torn_down", None)
 """Of a task inside the put of a vCPU's reference on an invalid root: how many SPTEs it has zapped there."""
+
+must_not_yield = _of(Task, "must_not_yield", False)
+"""Of a task: is it in a notifier that must not sleep, and so not give mmu_lock up on the way?"""

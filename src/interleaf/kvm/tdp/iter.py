@@ -15,10 +15,11 @@ from interleaf.hw.frames import PAGE_TABLE_PFN_BASE
 from interleaf.hw.page_table import ENTRIES_PER_TABLE, gfn_round_for_level, index_of, next_entry, pages_per_entry
 from interleaf.kvm.design import rule
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
-from interleaf.runtime import Memory, object_of, operation, routine
+from interleaf.runtime import object_of, routine
 
 from .entries import kvm_tdp_mmu_read_spte
 from .spte import is_last_spte, is_shadow_present_pte, spte_to_pfn
+from .work import walk_starts
 
 PAGE_SHIFT = 12
 SPTE_SIZE = 8
@@ -89,7 +90,7 @@ def tdp_iter_start(kvm: Kvm, root: KvmMmuPage, min_level: int, next_last_level_g
     In an RCU reader, mmu_lock held.
     """
     aim = next_last_level_gfn
-    it = TdpIter((root,), aim, min_level, 0, aim, aim, kvm.platform.levels, kvm_mmu_page_as_id(root))
+    it = TdpIter((root,), aim, min_level, 0, aim, aim, kvm.platform.levels, walk_starts(kvm, root))
     return _enter(kvm, it, it.pt_path)
 
 
@@ -109,12 +110,6 @@ def tdp_iter_yielded(it: TdpIter) -> TdpIter:
     for any way here."""
     aim = it.next_last_level_gfn
     return TdpIter(it.pt_path[:1], aim, it.min_level, 0, aim, aim, it.root_level, it.as_id, True)
-
-
-@operation(marked=False)
-def kvm_mmu_page_as_id(memory: Memory, sp: KvmMmuPage) -> int:
-    """The address space of a table. No access: that part of the role never changes."""
-    return int(memory.peek(KvmMmuPage.role.cell(sp)).as_id)
 
 
 def spte_to_child_pt(spte: int, level: int) -> KvmMmuPage | None:

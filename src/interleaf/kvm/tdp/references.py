@@ -11,6 +11,7 @@ from interleaf.hw.frames import is_allocated
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
 from interleaf.linux.list import list_head
 from interleaf.linux.refcount import refcount_t
+from interleaf.linux.rwlock import forget
 from interleaf.runtime import Memory, Task, Violation, container_of, operation
 
 from . import ghost
@@ -106,8 +107,12 @@ def root_invalidated(memory: Memory, kvm: Kvm, root: KvmMmuPage) -> None:
 
 
 @operation(marked=False)
-def root_zapped(memory: Memory, root: KvmMmuPage) -> None:
-    """A walk has just zapped all of `root`: if the root is invalid, nothing may be installed from here on."""
+def root_zapped(memory: Memory, kvm: Kvm, root: KvmMmuPage) -> None:
+    """A walk has just zapped all of `root`: if the root is invalid, nothing may be installed from here on.
+
+    What the walk has changed counts no further, so that states in which it had more or less to change become equal.
+    """
+    forget(memory, kvm.mmu_lock)
     if memory.look(KvmMmuPage.role.cell(root)).invalid:
         note(memory, ghost.zapped.cell(root), True)
 

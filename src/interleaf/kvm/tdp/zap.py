@@ -35,6 +35,12 @@ FLUSH_IN_RCU = rule(
     "hardware may still walk it.",
     "bd29677952fa",
 )
+ZAP_1G_FIRST = rule(
+    "zap-1g-first",
+    "A root is zapped at 1 GiB before its own entries are, so that no single step tears down more than one entry of "
+    "1 GiB has below it.",
+    "1b6043e8e584",
+)
 ZAP_SMALL_FIRST = rule(
     "zap-small-first",
     "A root is zapped in passes from 4K entries upwards, so that no single step tears down a large part of it.",
@@ -108,9 +114,10 @@ def tdp_mmu_zap_root(kvm: Kvm, root: KvmMmuPage, shared: bool) -> None:
     if kvm.design.obeys(ZAP_SMALL_FIRST):
         __tdp_mmu_zap_root(kvm, root, shared, PG_LEVEL_4K)
         __tdp_mmu_zap_root(kvm, root, shared, PG_LEVEL_2M)
-    __tdp_mmu_zap_root(kvm, root, shared, PG_LEVEL_1G)
+    if kvm.design.obeys(ZAP_1G_FIRST):
+        __tdp_mmu_zap_root(kvm, root, shared, PG_LEVEL_1G)
     __tdp_mmu_zap_root(kvm, root, shared, kvm.platform.levels)
-    root_zapped(root)
+    root_zapped(kvm, root)
     rcu_read_unlock()
 
 
