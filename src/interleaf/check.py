@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -26,6 +26,7 @@ from interleaf.explore.states import StateSearch
 from interleaf.explore.steps import StepSearch
 from interleaf.explore.verdict import BY_STATES_ONLY, Status, Subject, Verdict, judge
 from interleaf.kvm.design import Design
+from interleaf.kvm.tdp.work import CHANGED, TORN_DOWN
 from interleaf.properties import MADE_OF, NAMES
 from interleaf.runtime import ModelError, Schedule
 from interleaf.scenarios import Scenario
@@ -86,6 +87,17 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """The most that a task was seen to do between two yield points with mmu_lock held, in one walk over one root."""
+
+    task: str
+    changed: int
+    """SPTEs."""
+    torn_down: int
+    """Those of them that it zapped."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One scenario checked on one design."""
 
@@ -99,6 +111,8 @@ class Cell:
     executions: int
     depth: int
     seconds: float
+    work: tuple[Work, ...] = ()
+    """Of each task that changes SPTEs, by name. Where the search has not looked at everything, there may be more."""
 
 
 def program(request: Request) -> tuple[Scenario, Design, Callable[[], object]]:
@@ -140,7 +154,19 @@ def check(request: Request, progress: Callable[[Progress], None] | None = None) 
         main.executions,
         main.depth,
         sum(outcome.seconds for outcome in outcomes),
+        _work(outcomes),
     )
+
+
+def _work(outcomes: Sequence[Outcome]) -> tuple[Work, ...]:
+    """What the tasks have done at most. The set-up is no task that anybody waits for."""
+    measured: dict[str, dict[str, int]] = {}
+    for outcome in outcomes:
+        for (name, task), most in outcome.measured.items():
+            of_task = measured.setdefault(task, {})
+            of_task[name] = max(most, of_task.get(name, 0))
+    measured.pop("setup", None)
+    return tuple(Work(task, most[CHANGED], most[TORN_DOWN]) for task, most in sorted(measured.items()))
 
 
 def _searches(

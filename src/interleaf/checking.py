@@ -186,7 +186,7 @@ def write_ftrace(path: Path, request: Request, finding: Finding | None) -> None:
 
 def _print_results(console: Console, results: Sequence[Result], elapsed: float) -> None:
     if len(results) == 1:
-        _print_cell(console, results[0])
+        print_cell(console, results[0])
         return
     console.print(Text(f"\n{totals(results)}, in {duration(elapsed)}"), soft_wrap=True)
     for line in reasons(results):
@@ -196,7 +196,7 @@ def _print_results(console: Console, results: Sequence[Result], elapsed: float) 
         console.print(Text(f"vacuous in every cell (nothing could have violated them): {', '.join(vacuous)}"))
 
 
-def _print_cell(console: Console, result: Result) -> None:
+def print_cell(console: Console, result: Result) -> None:
     """All that is known of the one cell that was checked."""
     cell = result.cell
     if cell is None:
@@ -211,6 +211,8 @@ def _print_cell(console: Console, result: Result) -> None:
         names = [name for name, known in cell.verdict.properties if known is status]
         if names:
             console.print(Text(f"  {status:10} {', '.join(names)}"))
+    if cell.work:
+        console.print(Text(_most_work(cell)), soft_wrap=True)
     console.print(
         Text(
             f"  {cell.states:,} states, {cell.transitions:,} steps, depth {cell.depth:,}, "
@@ -227,6 +229,16 @@ def _print_cell(console: Console, result: Result) -> None:
             ),
             soft_wrap=True,
         )
+
+
+def _most_work(cell: Cell) -> str:
+    """The most SPTEs that each task changes without a yield point, in a line."""
+    tasks = (
+        f"{done.task} {done.changed}" + (f" ({done.torn_down} torn down)" if done.torn_down else "")
+        for done in cell.work
+    )
+    line = f"  {'work':10} most SPTEs changed between two yield points: {', '.join(tasks)}"
+    return line if cell.verdict.exhaustive else f"{line}, as far as was explored"
 
 
 def _vacuous_everywhere(cells: Sequence[Cell]) -> list[str]:

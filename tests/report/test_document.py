@@ -78,6 +78,13 @@ def test_a_proof_has_a_certificate() -> None:
     assert written["certificate"]["states"] == written["states"] > 0
 
 
+def test_a_cell_says_what_each_task_does_in_one_go_but_not_the_set_up() -> None:
+    answer = cell_of("fault-vs-unmap")
+    one = {"changed": 1, "torn_down": 1}
+    fault = {"changed": 4, "torn_down": 0}
+    assert cell_entry(answer.request, answer, "", "")["work"] == {"destroy": one, "munmap": one, "vcpu0": fault}
+
+
 def test_a_cell_without_an_answer_says_why() -> None:
     request = Request("zap", "v6.12", ("rule",), "both", Bounds(seconds=3), 7, (("pages", 2),))
     lost = cell_entry(request, None, "", "its worker process was killed")

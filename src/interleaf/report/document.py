@@ -59,6 +59,7 @@ def cell_entry(request: Request, cell: Cell | None, error: str, stopped: str) ->
         "depth": 0,
         "bounds": request.bounds.given(),
         "seconds": 0.0,
+        "work": {},
         "seed": request.seed,
         "certificate": None,
     }
@@ -75,6 +76,7 @@ def cell_entry(request: Request, cell: Cell | None, error: str, stopped: str) ->
         "executions": cell.executions,
         "depth": cell.depth,
         "seconds": round(cell.seconds, 3),
+        "work": {done.task: {"changed": done.changed, "torn_down": done.torn_down} for done in cell.work},
     }
     certificate = verdict.certificate
     if certificate is not None:
