@@ -1,4 +1,4 @@
-"""Both engines agree on every cell of the matrix, at the least size of each scenario.
+"""Both engines agree on every cell of the matrix, at the least size of each scenario, and measure the same.
 
 Many cells are too large for a search without merging to come to its end here; then what either has found must be among
 what the other one, if it has come to its end, has found. `python -m tests.oracle.matrix` compares at the default sizes,
@@ -24,7 +24,8 @@ def contradiction(cell: Comparison) -> str:
     """What cannot be if both engines are right, in words."""
     states, steps = cell.states, cell.steps
     if states.exhaustive and steps.exhaustive:
-        return "; ".join(cell.by_states.differences(cell.by_steps))
+        measured = () if states.measured == steps.measured else (f"{states.measured} and {steps.measured}",)
+        return "; ".join((*cell.by_states.differences(cell.by_steps), *measured))
     if states.exhaustive and not cell.by_steps.violations <= cell.by_states.violations:
         return f"only the search over steps finds {sorted(rules(steps) - rules(states))}"
     if steps.exhaustive and not cell.by_states.violations <= cell.by_steps.violations:
