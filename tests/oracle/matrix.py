@@ -2,11 +2,12 @@
 
     python -m tests.oracle.matrix [SECONDS [WHAT...]]
 
-Each cell at its default size, SECONDS (60) for the search over steps; WHAT are parts of "scenario/design" that choose
+Each cell at its default size, SECONDS (60) for a search over steps; WHAT are parts of "scenario/design" that choose
 cells. Prints a line a cell, and ends with 1 if the engines disagree on any. Where the search over steps comes to its
-end, both must have found the same violations and the same final states. Where it does not, the search over states
-must have found whatever it found, and it must have found a violation of each rule that the search over states found
-violated.
+end, both must have found the same violations and the same final states, and measured the same. Where it does not, it
+is begun again as long as there is something left to find, each time with other executions first; the search over states
+must have found whatever any of them has found, and together they must have found a violation of each rule that the
+search over states has found violated.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from interleaf import designs, scenarios
+from interleaf.explore.branches import Frame
 from interleaf.explore.outcome import Bounds, Outcome
 from interleaf.explore.states import StateSearch
 from interleaf.explore.steps import StepSearch
@@ -42,32 +44,58 @@ class Cell:
         return f"{self.scenario}/{self.design}"
 
 
+AGAIN = 12
+"""A search over steps that has not come to its end is begun again so often, at most."""
+
+
+class Elsewhere(StepSearch):
+    """A search over steps that begins with executions chosen at random, and so looks elsewhere first."""
+
+    def _first(self, frame: Frame, able: list[int]) -> int:
+        if frame.last in able and self._rng.random() < 0.9:
+            return frame.last
+        return self._rng.choice(able)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What both engines say of a cell."""
 
     states: Outcome
-    steps: Outcome
+    steps: tuple[Outcome, ...]
+    """Of the searches over steps: the last of them came to its end, or none."""
     by_states: Findings
     by_steps: Findings
 
+    @property
+    def whole(self) -> bool:
+        """Have both searches come to their end?"""
+        return self.states.exhaustive and self.steps[-1].exhaustive
+
     def disagreement(self) -> str:
-        """What must not be, in words; empty if the engines agree."""
-        if not self.states.exhaustive:
-            return f"the search over states is not exhaustive: {self.states.stopped}"
-        if self.steps.exhaustive:
-            return "; ".join(self.by_states.differences(self.by_steps))
-        for what in ("finals", "violations", "deadlocks"):
-            more = getattr(self.by_steps, what) - getattr(self.by_states, what)
-            if more:
-                return f"only the search over steps has found these {what}: {sorted(map(str, more))}"
-        missed = rules(self.states) - rules(self.steps)
-        return f"the search over steps has not found {', '.join(sorted(missed))}" if missed else ""
+        """What cannot be if both engines are right, in words; empty if they agree as far as they have come."""
+        words = []
+        if self.states.exhaustive:
+            words += [f"only the search over steps finds: {more}" for more in _beyond(self.by_steps, self.by_states)]
+        if self.steps[-1].exhaustive:
+            words += [f"only the search over states finds: {more}" for more in _beyond(self.by_states, self.by_steps)]
+        if self.whole and self.states.measured != self.steps[-1].measured:
+            words.append(f"they measure {self.states.measured} and {self.steps[-1].measured}")
+        missed = rules(self.states) - rules(*self.steps)
+        if missed and not words:
+            words.append(f"the search over steps does not find: {', '.join(sorted(missed))}")
+        return "; ".join(words)
 
 
-def rules(outcome: Outcome) -> set[str]:
-    """The rules that a search found violated, but for what only the order of events shows, not the events."""
-    return {found.violation.rule for found in outcome.found if not found.race}
+def _beyond(found: Findings, other: Findings) -> list[str]:
+    """What `found` has and `other` has not."""
+    pairs = [(getattr(found, what), getattr(other, what)) for what in ("finals", "violations", "deadlocks")]
+    return [str(sorted(map(str, mine - theirs))) for mine, theirs in pairs if mine - theirs]
+
+
+def rules(*outcomes: Outcome) -> set[str]:
+    """The rules that were found violated, but for what only the order of events shows, not the events."""
+    return {found.violation.rule for outcome in outcomes for found in outcome.found if not found.race}
 
 
 def cells(least: bool = False) -> Iterator[Cell]:
@@ -77,13 +105,27 @@ def cells(least: bool = False) -> Iterator[Cell]:
             yield Cell(scenario, design, least)
 
 
-def compare(cell: Cell, bounds: Bounds, of_states: Bounds | None = None) -> Comparison:
-    """Run the search over steps to its end or to one of `bounds`, and the search over states to one `of_states`."""
+def compare(cell: Cell, bounds: Bounds, again: Bounds, of_states: Bounds | None = None) -> Comparison:
+    """Search over states to the end, or to one `of_states`; over steps to the end or one of the `bounds`, and then
+    `again` and again, until all is found that the search over states has found.
+    """
     setup = cell.setup()
-    by_states, by_steps = Collector(), Collector()
-    states = run(StateSearch(setup, final=by_states, bounds=of_states))
-    steps = run(StepSearch(setup, final=by_steps, bounds=bounds))
-    return Comparison(states, steps, _findings(states, by_states), _findings(steps, by_steps))
+    collector, theirs = Collector(), Collector()
+    states = run(StateSearch(setup, final=collector, bounds=of_states))
+    steps = [run(StepSearch(setup, final=theirs, bounds=bounds))]
+    while not steps[-1].exhaustive and len(steps) <= AGAIN and rules(states) - rules(*steps):
+        steps.append(run(Elsewhere(setup, final=theirs, bounds=again, seed=len(steps))))
+    by_steps = [_findings(outcome, theirs) for outcome in steps]
+    return Comparison(
+        states,
+        tuple(steps),
+        _findings(states, collector),
+        Findings(
+            by_steps[0].finals,
+            frozenset().union(*(found.violations for found in by_steps)),
+            frozenset().union(*(found.deadlocks for found in by_steps)),
+        ),
+    )
 
 
 def _findings(outcome: Outcome, collector: Collector) -> Findings:
@@ -105,15 +147,15 @@ def main(arguments: list[str]) -> int:
         if arguments[1:] and not any(part in str(cell) for part in arguments[1:]):
             continue
         began = time.monotonic()
-        comparison = compare(cell, Bounds(seconds=seconds))
+        comparison = compare(cell, Bounds(seconds=seconds), Bounds(seconds=seconds))
         difference = comparison.disagreement()
         number += 1
         wrong += bool(difference)
-        ended += comparison.steps.exhaustive
+        ended += comparison.whole
         print(
             f"{cell!s:55} {'agree' if not difference else 'DISAGREE':8} "
-            f"{'on all' if comparison.steps.exhaustive else 'so far':6} {comparison.states.states:7,} states, "
-            f"{comparison.steps.executions:7,} executions, {time.monotonic() - began:5.1f} s  "
+            f"{'on all' if comparison.whole else 'so far':6} {comparison.states.states:7,} states, "
+            f"{sum(steps.executions for steps in comparison.steps):7,} executions, {time.monotonic() - began:5.1f} s  "
             f"{' '.join(sorted(rules(comparison.states))) or 'holds'}  {difference}".rstrip(),
             flush=True,
         )

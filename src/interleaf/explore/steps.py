@@ -206,9 +206,11 @@ class StepSearch:
         if frame.eager >= 0:
             return frame.eager if frame.eager not in frame.sleep else -1
         able = [task for task in frame.ready(self.machine.unfinished) if not self._spins(frame, task)]
-        if frame.last in able:
-            return frame.last
-        return able[0] if able else -1
+        return self._first(frame, able) if able else -1
+
+    def _first(self, frame: Frame, able: list[int]) -> int:
+        """Which of the tasks is run first: what is found in the end does not depend on it."""
+        return frame.last if frame.last in able else able[0]
 
     def _eager(self, frame: Frame) -> int:
         """A task whose step need not be put off, or -1."""
