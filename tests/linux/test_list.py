@@ -28,9 +28,10 @@ from interleaf.linux.list import (
     list_move_tail,
     list_next_entry,
     list_next_or_null_rcu,
+    objects_on,
 )
 from interleaf.linux.rcu import rcu_read_lock, rcu_read_unlock
-from interleaf.runtime import Const, Embedded, Marked, Object, free, new, spawn, the
+from interleaf.runtime import Const, Embedded, Marked, Memory, Object, free, new, operation, spawn, the
 
 from .drive import Drive, run
 
@@ -165,6 +166,35 @@ def condition_instead_of_reader() -> object:
     return len(list(list_for_each_entry_rcu(the(Global).head, Entry, True)))
 
 
+@operation(marked=False)
+def _numbers_on(memory: Memory, head: list_head) -> tuple[int, ...]:
+    return tuple(entry.number for entry in objects_on(memory, head, Entry))
+
+
+def seen_whole() -> object:
+    three()
+    return _numbers_on(the(Global).head)
+
+
+def seen_up_to_poison() -> object:
+    _first, second, third = three()
+    list_del(third.link)
+    second.link.next = third.link
+    return _numbers_on(the(Global).head)
+
+
+def seen_once_round() -> object:
+    first, second, _third = three()
+    second.link.next = first.link
+    return _numbers_on(the(Global).head)
+
+
+def seen_up_to_another_list() -> object:
+    _first, second, _third = three()
+    second.link.next = the(Global).other
+    return _numbers_on(the(Global).head)
+
+
 def keep(function: Callable[[], object]) -> None:
     the(Global).seen = function()
 
@@ -184,6 +214,10 @@ def keep(function: Callable[[], object]) -> None:
         (poison_of_del_rcu, (True, LIST_POISON2)),
         (freeing_all, True),
         (condition_instead_of_reader, 3),
+        (seen_whole, (1, 2, 3)),
+        (seen_up_to_poison, (1, 2, 3)),
+        (seen_once_round, (1, 2)),
+        (seen_up_to_another_list, (1, 2)),
     ],
 )
 def test_results(function: Callable[[], object], result: object) -> None:

@@ -8,14 +8,12 @@ on a list, by which a thread undoes them now and then (nx_recovery).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from interleaf.hw.ept import SPTE_MMU_PRESENT_MASK, pfn_of
 from interleaf.hw.frames import is_allocated
-from interleaf.linux.list import INIT_LIST_HEAD, list_add_tail, list_del_init, list_empty, list_head
+from interleaf.linux.list import INIT_LIST_HEAD, list_add_tail, list_del_init, list_empty, objects_on
 from interleaf.linux.lockdep import lockdep_assert_held
 from interleaf.linux.spinlock import spin_lock, spin_unlock
-from interleaf.runtime import Memory, Violation, container_of, operation, routine
+from interleaf.runtime import Memory, Violation, operation, routine
 
 from .design import rule
 from .kvm_host import Kvm, KvmMmuPage
@@ -52,18 +50,6 @@ def _is_possible(memory: Memory, kvm: Kvm, sp: KvmMmuPage, now: bool) -> None:
         ghost.note(memory, cell, known | {sp} if now else known - {sp})
 
 
-def _on_list(memory: Memory, kvm: Kvm) -> Iterator[KvmMmuPage]:
-    """The tables on the list of possible huge pages, up to where it is broken, if it is."""
-    head = node = kvm.possible_nx_huge_pages
-    seen = set()
-    while True:
-        node = memory.look(list_head.next.cell(node))
-        if not isinstance(node, list_head) or node is head or node in seen:
-            return
-        seen.add(node)
-        yield container_of(node, KvmMmuPage)
-
-
 def _is_linked(memory: Memory, sp: KvmMmuPage) -> bool:
     """Is the table allocated, and does the entry that was made for it point to it?"""
     parent = memory.look(KvmMmuPage.parent.cell(sp)) if is_allocated(memory, sp) else None
@@ -77,7 +63,7 @@ def _is_linked(memory: Memory, sp: KvmMmuPage) -> bool:
 def expect_possible_nx_huge_pages(memory: Memory, kvm: Kvm) -> None:
     """I15: the tables on the list of possible huge pages are those that are linked, and stand for one. mmu_lock held
     for write: nobody is about to put a table on the list, or to take it off, because it is linked or not any more."""
-    listed = tuple(_on_list(memory, kvm))
+    listed = tuple(objects_on(memory, kvm.possible_nx_huge_pages, KvmMmuPage))
     for on_list in listed:
         memory.exercise("I15")
         if not _is_linked(memory, on_list):

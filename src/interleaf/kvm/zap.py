@@ -11,12 +11,11 @@ from interleaf.hw.ept import PFN_SHIFT, SPTE_MMU_PRESENT_MASK
 from interleaf.hw.frames import is_allocated
 from interleaf.hw.page_table import entries_for
 from interleaf.linux.atomic import WRITE_ONCE
-from interleaf.linux.list import list_head
 from interleaf.linux.lockdep import lockdep_assert_held
 from interleaf.linux.mutex import mutex_lock, mutex_unlock
 from interleaf.linux.rwlock import write_lock, write_unlock
 from interleaf.linux.sched import wake_up_process
-from interleaf.runtime import Memory, Violation, container_of, operation, routine, say, the
+from interleaf.runtime import Memory, Violation, operation, routine, say, the
 
 from .design import Design, rule
 from .invalidate import (
@@ -29,6 +28,7 @@ from .kvm_host import Kvm, KvmGfnRange, KvmMemorySlot, KvmMmuPage, KvmModule
 from .nx_huge_page import expect_possible_nx_huge_pages
 from .shadow import kvm_mmu_zap_all_legacy, kvm_zap_rmaps
 from .tdp import ghost, tdp_mmu
+from .tdp.references import roots_on_list
 from .tlb import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_range
 
 ZAP_ALL_SLOTS_LOCK = rule(
@@ -59,15 +59,9 @@ HVA_LIMIT = 1 << 52
 
 
 @operation(marked=False)
-def _roots_on_list(memory: Memory, kvm: Kvm) -> tuple[KvmMmuPage, ...]:
+def _roots(memory: Memory, kvm: Kvm) -> tuple[KvmMmuPage, ...]:
     """The roots on the VM's list, for I7."""
-    head = kvm.tdp_mmu_roots
-    roots = []
-    node = memory.look(list_head.next.cell(head))
-    while node is not head:
-        roots.append(container_of(node, KvmMmuPage))
-        node = memory.look(list_head.next.cell(node))
-    return tuple(roots)
+    return tuple(roots_on_list(memory, kvm))
 
 
 @operation(marked=False)
@@ -95,7 +89,7 @@ def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:
     """
     if kvm.design.obeys(ZAP_ALL_SLOTS_LOCK):
         lockdep_assert_held(kvm.slots_lock)
-    roots = _roots_on_list(kvm)
+    roots = _roots(kvm)
     tdp_mmu.kvm_mmu_zap_all_fast(kvm)
     _expect_zapped(kvm, roots)
 

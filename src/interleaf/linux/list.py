@@ -305,3 +305,13 @@ def list_for_each_entry_rcu(head: list_head, cls: type[T], condition: bool = Fal
     while node is not head:
         yield _entry(node, cls)
         node = _node(rcu_dereference(node, list_head.next, condition), node)
+
+
+def objects_on(memory: Memory, head: list_head, cls: type[T]) -> Iterator[T]:
+    """For the checks of properties, inside an operation: the objects on the list, up to where it is broken, if it
+    is. No access of the model."""
+    node, seen = memory.look(list_head.next.cell(head)), {head}
+    while isinstance(node, list_head) and node not in seen and isinstance(node.root, cls):
+        yield node.root
+        seen.add(node)
+        node = memory.look(list_head.next.cell(node))

@@ -9,25 +9,18 @@ from collections.abc import Iterator
 
 from interleaf.hw.frames import is_allocated
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
-from interleaf.linux.list import list_head
+from interleaf.linux.list import objects_on
 from interleaf.linux.refcount import refcount_t
 from interleaf.linux.rwlock import forget
-from interleaf.runtime import Memory, Task, Violation, container_of, operation
+from interleaf.runtime import Memory, Task, Violation, operation
 
 from . import ghost
 from .ghost import VCPU, Holder, note
 
 
 def roots_on_list(memory: Memory, kvm: Kvm) -> Iterator[KvmMmuPage]:
-    """Inside an operation: the roots on `kvm.tdp_mmu_roots`, up to where the list is broken, if it is."""
-    head = node = kvm.tdp_mmu_roots
-    seen = set()
-    while True:
-        node = memory.look(list_head.next.cell(node))
-        if not isinstance(node, list_head) or node is head or node in seen:
-            return
-        seen.add(node)
-        yield container_of(node, KvmMmuPage)
+    """Inside an operation: the roots on `kvm.tdp_mmu_roots`."""
+    return objects_on(memory, kvm.tdp_mmu_roots, KvmMmuPage)
 
 
 @operation(marked=False, words=lambda root, *_: f"has a reference on {root.name}")
