@@ -22,7 +22,7 @@ from interleaf.ftrace.spte import pfn_of
 from interleaf.ftrace.texts import known_parsers
 from interleaf.ftrace.writing import run_of, trace_of
 from interleaf.kvm import trace as model
-from interleaf.kvm.kvm_host import RetPf
+from interleaf.kvm.mmu_internal import RetPf
 from interleaf.report.roots import roots
 from interleaf.runtime import Memory
 from interleaf.scenarios import library

@@ -9,7 +9,8 @@ from interleaf.hw.page_table import PG_LEVEL_4K
 from interleaf.hw.platform import EPT, EPT_NO_AD, NPT, Platform
 from interleaf.kvm.design import Design
 from interleaf.kvm.dirty_log import kvm_get_dirty_log, kvm_vm_set_slot_flags
-from interleaf.kvm.kvm_host import KVM_MEM_LOG_DIRTY_PAGES, Kvm, RetPf
+from interleaf.kvm.kvm_host import KVM_MEM_LOG_DIRTY_PAGES, Kvm
+from interleaf.kvm.mmu_internal import RetPf
 from interleaf.kvm.tdp.entries import write_spte
 from interleaf.kvm.tdp.iter import tdp_iter_next, tdp_iter_start
 from interleaf.kvm.tdp.spte import is_access_track_spte, is_writable_pte, mark_spte_for_access_track

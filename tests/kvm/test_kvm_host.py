@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from interleaf.kvm.kvm_host import KvmMmuPageRole, RetPf
+from interleaf.kvm.kvm_host import KvmMmuPageRole
 
 ROOT = KvmMmuPageRole()
 
@@ -36,15 +36,3 @@ def test_an_invalid_root_never_matches_a_valid_one() -> None:
 
 def test_a_child_is_one_level_down() -> None:
     assert ROOT.child() == replace(ROOT, level=3)
-
-
-def test_page_fault_results_are_numbered_as_the_tracepoints_print_them() -> None:
-    assert [result.name for result in RetPf] == [
-        "CONTINUE",
-        "RETRY",
-        "EMULATE",
-        "WRITE_PROTECTED",
-        "INVALID",
-        "FIXED",
-        "SPURIOUS",
-    ]

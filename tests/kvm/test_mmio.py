@@ -10,9 +10,10 @@ from interleaf.designs import V6_12
 from interleaf.hw.page_table import PG_LEVEL_4K
 from interleaf.hw.platform import EPT, NPT, Platform
 from interleaf.kvm.design import Design
-from interleaf.kvm.kvm_host import KvmMemslots, KvmParams, RetPf
+from interleaf.kvm.kvm_host import KvmMemslots, KvmParams
 from interleaf.kvm.memslots import kvm_create_memslot, kvm_delete_memslot
 from interleaf.kvm.mmio import handle_mmio_page_fault
+from interleaf.kvm.mmu_internal import RetPf
 from interleaf.kvm.tdp.spte import get_mmio_spte_generation, is_mmio_spte
 from interleaf.kvm.trace import CheckMmioSpte, HandleMmioPageFault, MarkMmioSpte, PageFault
 from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, read, write

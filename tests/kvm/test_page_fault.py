@@ -11,9 +11,10 @@ from interleaf.designs import V5_13, V5_16, V5_18, V6_12
 from interleaf.explore.states import StateSearch
 from interleaf.hw.access import PFERR_GUEST_FINAL_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
 from interleaf.kvm.design import Design
-from interleaf.kvm.kvm_host import KVM_MEM_READONLY, KvmParams, KvmVcpu, RetPf
+from interleaf.kvm.kvm_host import KVM_MEM_READONLY, KvmParams, KvmVcpu
 from interleaf.kvm.memslots import kvm_create_memslot, kvm_delete_memslot, kvm_memslots
 from interleaf.kvm.mmu import kvm_mmu_reload
+from interleaf.kvm.mmu_internal import RetPf
 from interleaf.kvm.page_fault import kvm_mmu_do_page_fault
 from interleaf.kvm.page_track import kvm_write_track_add_gfn
 from interleaf.kvm.tdp.spte import REMADE_SPTE_CLEAN

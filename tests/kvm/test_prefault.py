@@ -13,9 +13,10 @@ from interleaf.explore.states import StateSearch
 from interleaf.hw.page_table import PG_LEVEL_4K
 from interleaf.hw.platform import NPT
 from interleaf.kvm.design import Design
-from interleaf.kvm.kvm_host import KvmVcpu, RetPf
+from interleaf.kvm.kvm_host import KvmVcpu
 from interleaf.kvm.memslots import kvm_delete_memslot
 from interleaf.kvm.mmu import kvm_mmu_reload, kvm_mmu_unload
+from interleaf.kvm.mmu_internal import RetPf
 from interleaf.kvm.page_fault import kvm_mmu_do_page_fault
 from interleaf.kvm.prefault import kvm_vcpu_pre_fault_memory
 from interleaf.kvm.tdp.spte import is_accessed_spte

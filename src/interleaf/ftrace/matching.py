@@ -11,7 +11,7 @@ import enum
 from collections.abc import Callable
 
 from interleaf.kvm import trace as model
-from interleaf.kvm.kvm_host import RetPf
+from interleaf.kvm.mmu_internal import RetPf
 
 from . import records
 from .drive import Reaction

@@ -17,7 +17,8 @@ from interleaf.hw.access import (
 from interleaf.hw.page_table import pages_per_entry
 from interleaf.hw.platform import Paging
 from interleaf.kvm import trace as model
-from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmVcpu, RetPf, kvm_dirty_ring
+from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmVcpu, kvm_dirty_ring
+from interleaf.kvm.mmu_internal import RetPf
 from interleaf.kvm.tdp.spte import is_executable_pte, is_writable_pte
 from interleaf.linux.refcount import refcount_t
 from interleaf.runtime import Memory, ModelError

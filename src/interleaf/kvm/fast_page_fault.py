@@ -14,7 +14,8 @@ from interleaf.runtime import checkpoint, routine, say
 
 from .design import rule
 from .dirty_log import mark_page_dirty_in_slot
-from .kvm_host import KVM_MEM_LOG_DIRTY_PAGES, Kvm, KvmPageFault, KvmVcpu, RetPf
+from .kvm_host import KVM_MEM_LOG_DIRTY_PAGES, Kvm, KvmVcpu
+from .mmu_internal import KvmPageFault, RetPf
 from .tdp.entries import cmpxchg_spte
 from .tdp.iter import TdpIter
 from .tdp.lockless import kvm_tdp_mmu_fast_pf_get_last_sptep

@@ -13,7 +13,8 @@ from interleaf.mm.mm import host_mapping_level
 from interleaf.runtime import routine
 
 from .design import rule
-from .kvm_host import KVM_MEM_LOG_DIRTY_PAGES, Kvm, KvmMemorySlot, KvmMmuPage, KvmPageFault
+from .kvm_host import KVM_MEM_LOG_DIRTY_PAGES, Kvm, KvmMemorySlot, KvmMmuPage
+from .mmu_internal import KvmPageFault
 
 ADJUST_CHECKS_DISALLOWED = rule(
     "adjust-checks-disallowed",

@@ -1,4 +1,4 @@
-"""KVM's structures: what a VM, a vCPU, a memslot, a shadow page and a page fault consist of.
+"""KVM's structures: what a VM, a vCPU, a memslot and a shadow page consist of.
 
 Names are the kernel's (include/linux/kvm_host.h, arch/x86/include/asm/kvm_host.h,
 arch/x86/kvm/mmu/mmu_internal.h); where a field has moved over the years, the name is that of v6.12. Each
@@ -12,9 +12,8 @@ import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from interleaf.hw.access import PFERR_FETCH_MASK, PFERR_PRESENT_MASK, PFERR_RSVD_MASK, PFERR_WRITE_MASK
 from interleaf.hw.cpu import Cpu
-from interleaf.hw.page_table import PG_LEVEL_1G, PG_LEVEL_4K, ROOT_LEVEL, PageTable
+from interleaf.hw.page_table import PG_LEVEL_1G, ROOT_LEVEL, PageTable
 from interleaf.hw.platform import EPT, Platform
 from interleaf.linux.list import list_head
 from interleaf.linux.mutex import mutex
@@ -58,19 +57,6 @@ KVM_MMU_NUM_PREV_ROOTS = 3
 
 NR_ADDRESS_SPACES = 2
 """One for system management mode; the generation of the memslots advances by as many."""
-
-
-class RetPf(enum.IntEnum):
-    """What a page-fault handler tells its caller (RET_PF_*, in v6.12's order)."""
-
-    CONTINUE = 0
-    RETRY = 1
-    EMULATE = 2
-    WRITE_PROTECTED = 3
-    """The guest writes to a page whose writes are tracked: the write is emulated (EMULATE, up to v6.11)."""
-    INVALID = 4
-    FIXED = 5
-    SPURIOUS = 6
 
 
 class KvmRequest(enum.IntEnum):
@@ -412,55 +398,3 @@ class KvmVcpu(Object):
     """The table that leads to (`mmu->pae_root`)."""
     mmio_cache: Plain[tuple[int, int] | None] = Plain(None)
     """The gfn of the latest MMIO access, and the generation of the memslots then (`mmio_gfn`, `mmio_gen`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class KvmPageFault:
-    """`struct kvm_page_fault`: a fault and what its handling has found out so far."""
-
-    gfn: int
-    error_code: int = 0
-    """What the hardware says of the access (PFERR_*)."""
-    prefetch: bool = False
-    """Nobody accesses the page now."""
-    nx_huge_page_workaround_enabled: bool = False
-    max_level: int = PG_LEVEL_1G
-    """Larger pages must not be mapped, whatever the host has."""
-    mmu_seq: int = 0
-    """`mmu_invalidate_seq` when handling began."""
-    slot: KvmMemorySlot | None = None
-    pfn: int | None = None
-    """The frame of the page itself, also inside a huge page."""
-    hva: int = 0
-    """The address of the page in the process, where the fault has a slot."""
-    map_writable: bool = True
-    """The host allows the page to be written."""
-    huge_page_disallowed: bool = False
-    """Execution from a huge page is not allowed: smaller ones must be mapped."""
-    req_level: int = PG_LEVEL_4K
-    """The level that could be mapped if that were not so."""
-    goal_level: int = PG_LEVEL_4K
-    """The level to map."""
-
-    @property
-    def write(self) -> bool:
-        return bool(self.error_code & PFERR_WRITE_MASK)
-
-    @property
-    def exec(self) -> bool:
-        return bool(self.error_code & PFERR_FETCH_MASK)
-
-    @property
-    def present(self) -> bool:
-        """The hardware has found a present entry, which does not allow the access."""
-        return bool(self.error_code & PFERR_PRESENT_MASK)
-
-    @property
-    def rsvd(self) -> bool:
-        """The hardware has found reserved bits: an MMIO SPTE."""
-        return bool(self.error_code & PFERR_RSVD_MASK)
-
-    @property
-    def is_private(self) -> bool:
-        """The access is to private memory of the guest."""
-        return bool(self.error_code & PFERR_PRIVATE_ACCESS)

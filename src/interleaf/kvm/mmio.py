@@ -24,8 +24,8 @@ from .kvm_host import (
     KvmMemorySlot,
     KvmMemslots,
     KvmVcpu,
-    RetPf,
 )
+from .mmu_internal import RetPf
 from .tdp.lockless import kvm_tdp_mmu_get_walk
 from .tdp.spte import (
     get_mmio_spte_access,

@@ -30,12 +30,11 @@ from .kvm_host import (
     Kvm,
     KvmMemorySlot,
     KvmMmuPage,
-    KvmPageFault,
     KvmVcpu,
-    RetPf,
 )
 from .memslots import gfn_to_memslot
 from .mmio import handle_mmio_page_fault, vcpu_cache_mmio_info
+from .mmu_internal import KvmPageFault, RetPf
 from .page_track import kvm_gfn_is_write_tracked
 from .pfn import kvm_release_pfn_clean
 from .request import kvm_test_reload_request

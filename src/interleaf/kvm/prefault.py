@@ -16,8 +16,9 @@ from interleaf.runtime import checkpoint, routine, say
 
 from .attributes import kvm_mem_is_private
 from .design import rule
-from .kvm_host import PFERR_PRIVATE_ACCESS, KvmVcpu, RetPf
+from .kvm_host import PFERR_PRIVATE_ACCESS, KvmVcpu
 from .mmu import kvm_mmu_reload
+from .mmu_internal import RetPf
 from .page_fault import kvm_mmu_do_page_fault
 
 PRE_FAULT_MEMORY = rule(

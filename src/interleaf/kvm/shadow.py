@@ -35,7 +35,8 @@ from interleaf.runtime import Embedded, ModelError, Object, checkpoint, free, ne
 from interleaf.runtime.memory import Memory
 
 from .design import rule
-from .kvm_host import ACC_ALL, KVM_MEM_LOG_DIRTY_PAGES, Kvm, KvmMmuPage, KvmMmuPageRole, KvmPageFault, KvmVcpu, RetPf
+from .kvm_host import ACC_ALL, KVM_MEM_LOG_DIRTY_PAGES, Kvm, KvmMmuPage, KvmMmuPageRole, KvmVcpu
+from .mmu_internal import KvmPageFault, RetPf
 from .pfn import kvm_set_pfn_accessed, kvm_set_pfn_dirty
 from .request import kvm_free_obsolete_remote_roots
 from .tdp.entries import kvm_tdp_mmu_read_spte, write_spte, xchg_spte

@@ -23,7 +23,7 @@ from interleaf.runtime import BLOCK, Memory, Violation, checkpoint, choose, oper
 from .attributes import expect_private
 from .dirty_log import mark_page_dirty_in_slot, vmx_flush_pml_buffer
 from .dirty_ring import KVM_DIRTY_RING_RSVD_ENTRIES, kvm_dirty_ring_check_request
-from .kvm_host import KvmMmuPage, KvmRequest, KvmVcpu, RetPf, kvm_dirty_ring
+from .kvm_host import KvmMmuPage, KvmRequest, KvmVcpu, kvm_dirty_ring
 from .logged import note_access
 from .mmio import expect_no_memory
 from .mmu import (
@@ -35,6 +35,7 @@ from .mmu import (
     kvm_mmu_unload,
     kvm_post_set_cr0_wp,
 )
+from .mmu_internal import RetPf
 from .page_fault import find_memslot, kvm_mmu_page_fault
 from .request import kvm_check_requests
 from .trace import trace_kvm_entry, trace_kvm_page_fault

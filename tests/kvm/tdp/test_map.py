@@ -6,8 +6,9 @@ import pytest
 
 from interleaf.designs import V6_12
 from interleaf.kvm.design import Design
-from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmPageFault, RetPf
+from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
 from interleaf.kvm.mmu import kvm_mmu_reload
+from interleaf.kvm.mmu_internal import KvmPageFault, RetPf
 from interleaf.kvm.tdp.entries import write_spte
 from interleaf.kvm.tdp.map import kvm_tdp_mmu_map
 from interleaf.kvm.tdp.spte import REMADE_SPTE_CLEAN

@@ -14,11 +14,10 @@ from interleaf.kvm.kvm_host import (
     Kvm,
     KvmMmuPage,
     KvmMmuPageRole,
-    KvmPageFault,
     KvmVcpu,
-    RetPf,
 )
 from interleaf.kvm.mmio import memslots_generation
+from interleaf.kvm.mmu_internal import KvmPageFault, RetPf
 from interleaf.kvm.nx_huge_page import account_nx_huge_page, init_nx_huge_page
 from interleaf.kvm.tlb import kvm_flush_remote_tlbs_range
 from interleaf.kvm.trace import trace_kvm_mmu_set_spte, trace_kvm_mmu_spte_requested, trace_mark_mmio_spte
