@@ -94,6 +94,7 @@ IDLE: dict[str, str] = {
     "write-protect-valid-roots": COST,
     "zap-leafs-no-flush-invalid": COST,
     "zap-small-first": COST,
+    "zapped-root-frees-obsolete-only": COST,
 }
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from interleaf.designs import V5_18, V6_12
+from interleaf.designs import V5_16, V5_18, V6_12
 from interleaf.hw.platform import EPT, EPT_5_LEVEL, NPT, Platform
 from interleaf.kvm.design import Design
-from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmParams
+from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmParams, KvmRequest
 from interleaf.kvm.mmu import kvm_mmu_reload, kvm_mmu_unload
+from interleaf.kvm.request import kvm_check_requests
+from interleaf.kvm.shadow import kvm_memslots_have_rmaps, kvm_mmu_zap_oldest_mmu_pages
 from interleaf.kvm.vcpu import kvm_arch_vcpu_ioctl_run, read, write
 from interleaf.kvm.vm import kvm_put_kvm
 from interleaf.kvm.zap import set_nx_huge_pages
 from interleaf.linux.list import list_for_each_entry
+from interleaf.linux.rwlock import write_lock, write_unlock
 from interleaf.mm.unmap import madvise_dontneed
 from interleaf.scenarios.stage import GUEST_HVA, enter_nested, make_vm
 from tests.kvm.tdp.stage import run_alone
@@ -98,3 +101,44 @@ def test_notifiers_see_what_shadow_pages_map(design: Design) -> None:
         return left
 
     assert run_alone(program)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("design", "request_made"),
+    [
+        (V5_16, KvmRequest.MMU_RELOAD),
+        (V5_18, KvmRequest.MMU_FREE_OBSOLETE_ROOTS),
+        (V6_12, KvmRequest.MMU_FREE_OBSOLETE_ROOTS),
+    ],
+    ids=lambda value: value.name,
+)
+def test_who_has_a_root_that_is_recycled_with_what_leads_to_it_is_requested_to_put_it(
+    design: Design, request_made: KvmRequest
+) -> None:
+    def program() -> object:
+        kvm = _vm(EPT_5_LEVEL, 4, 5, design=design)
+        kvm_mmu_reload(kvm.vcpus[0])
+        kvm_arch_vcpu_ioctl_run(kvm.vcpus[1], read(0))
+        kvm_mmu_unload(kvm.vcpus[1])
+        write_lock(kvm.mmu_lock)
+        kvm_mmu_zap_oldest_mmu_pages(kvm, 1)
+        write_unlock(kvm.mmu_lock)
+        requests = kvm_check_requests(kvm.vcpus[0])
+        kvm_put_kvm(kvm)
+        return requests
+
+    assert run_alone(program)[0] == 1 << request_made
+
+
+def test_there_are_rmaps_as_soon_as_a_vcpu_has_a_legacy_root() -> None:
+    def program() -> tuple[object, ...]:
+        kvm = make_vm(V6_12, vcpus=2)
+        enter_nested(kvm.vcpus[1], 4)
+        found = []
+        for vcpu in kvm.vcpus:
+            kvm_mmu_reload(vcpu)
+            found.append(kvm_memslots_have_rmaps(kvm))
+        kvm_put_kvm(kvm)
+        return tuple(found)
+
+    assert run_alone(program)[0] == (False, True)

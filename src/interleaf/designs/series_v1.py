@@ -7,7 +7,7 @@ from typing import Any
 
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
 from interleaf.kvm.request import kvm_reload_remote_mmus
-from interleaf.kvm.shadow import kvm_zap_obsolete_pages
+from interleaf.kvm.shadow import ZAPPED_ROOT_REQUEST, kvm_zap_obsolete_pages
 from interleaf.kvm.tdp import tdp_mmu
 from interleaf.kvm.tdp.changed import (
     ATOMIC_FROZEN_WARN,
@@ -140,6 +140,7 @@ SERIES_V1 = V5_18.derive(
         WRPROT_MMU_WRITABLE,
         XCHG_VOLATILE,
         ZAP_1G_FIRST,
+        ZAPPED_ROOT_REQUEST,
     ),
     kvm_mmu_init_tdp_mmu=kvm_mmu_init_tdp_mmu,
     kvm_mmu_uninit_tdp_mmu=expect_nothing_left,

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
+from interleaf.kvm.shadow import ZAPPED_ROOT_REQUEST
 from interleaf.kvm.tdp import tdp_mmu
 from interleaf.kvm.tdp.changed import tdp_mmu_free_sp_rcu_callback
 from interleaf.kvm.tdp.references import root_invalidated, takes_reference
@@ -63,6 +64,7 @@ SERIES_V3 = V5_18.derive(
     "The last put of a root zaps it while it is on the list, with a reference that the zapper of invalidated roots "
     "puts, too.",
     ("20220226001546.360188-1-seanjc@google.com",),
+    drops=(ZAPPED_ROOT_REQUEST,),
     kvm_mmu_init_tdp_mmu=SERIES_V1.kvm_mmu_init_tdp_mmu,
     kvm_mmu_uninit_tdp_mmu=SERIES_V1.kvm_mmu_uninit_tdp_mmu,
     kvm_tdp_mmu_put_root=kvm_tdp_mmu_put_root,

@@ -12,7 +12,8 @@ from interleaf.kvm.mmu import CR0_WP_KEEPS_ROOTS
 from interleaf.kvm.nx_huge_page import NX_DISALLOWED_BEFORE_LINK, NX_TRACK_RECHECK
 from interleaf.kvm.nx_recovery import NX_SKIPS_DIRTY_LOGGED
 from interleaf.kvm.page_fault import FULL_MMU_SEQ
-from interleaf.kvm.shadow import CHILD_ROLE_FROM_PARENT, RECLAIM_FOR_LEGACY_ONLY
+from interleaf.kvm.paging_tmpl import CHILD_ROLE_FROM_PARENT
+from interleaf.kvm.shadow import RECLAIM_FOR_LEGACY_ONLY
 from interleaf.kvm.tdp import tdp_mmu
 from interleaf.kvm.tdp.age import AGE_CLEARS_ACCESSED
 from interleaf.kvm.tdp.changed import tdp_mmu_free_sp_rcu_callback

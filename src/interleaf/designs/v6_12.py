@@ -20,9 +20,10 @@ from interleaf.kvm.page_fault import (
     STALE_CHECK_AFTER_RECLAIM,
     STALE_ROOT_CHECK,
 )
+from interleaf.kvm.paging_tmpl import CHILD_ROLE_FROM_PARENT
 from interleaf.kvm.prefault import PRE_FAULT_MEMORY
 from interleaf.kvm.request import RELOAD_REQUEST
-from interleaf.kvm.shadow import CHILD_ROLE_FROM_PARENT, RECLAIM_FOR_LEGACY_ONLY
+from interleaf.kvm.shadow import RECLAIM_FOR_LEGACY_ONLY, ZAPPED_ROOT_REQUEST
 from interleaf.kvm.tdp import roots, unmap
 from interleaf.kvm.tdp.age import AGE_CLEARS_ACCESSED, AGE_KEEPS_DIRTY
 from interleaf.kvm.tdp.changed import (
@@ -118,6 +119,7 @@ RULES = (
     WRPROT_VALID_ROOTS,
     XCHG_VOLATILE,
     ZAP_1G_FIRST,
+    ZAPPED_ROOT_REQUEST,
     ZAP_ALL_SLOTS_LOCK,
     ZAP_RANGE_COUNTS,
     ZAP_RANGE_UNIT,

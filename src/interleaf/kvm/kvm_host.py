@@ -306,9 +306,12 @@ class Kvm(Object):
     mmu_valid_gen = Plain(0)
     """Toggles between 0 and 1 with each fast zap; written under slots_lock and mmu_lock."""
     active_mmu_pages = Embedded(list_head)
-    """Legacy shadow pages by `link`, newest first; under mmu_lock held for write, as the two below."""
+    """Legacy shadow pages by `link`, newest first; under mmu_lock held for write, as the three below."""
     zapped_obsolete_pages = Embedded(list_head)
     """Those of older generations that are about to be freed."""
+    shadow_root_allocated = Plain(False)
+    """A vCPU has had a legacy root, so that there may be legacy shadow pages; under mmu_lock, too. (The kernel sets it
+    before it takes that, under slots_arch_lock, with which it allocates what it needs for such pages.)"""
     n_used_mmu_pages = Plain(0)
     """How many legacy shadow pages there are."""
     tdp_mmu_roots = Embedded(list_head)

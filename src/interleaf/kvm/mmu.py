@@ -2,8 +2,8 @@
 (arch/x86/kvm/mmu/mmu.c, v6.12).
 
 A vCPU that changes its role (it enters system management mode, or a guest of its guest) needs another root. It keeps
-the latest ones, with a reference on each, to come back to them without a lock. What the kernel calls `guest_mmu` is
-left out: it is for nested guests with page tables of their own, whose shadows are not the TDP MMU's.
+the latest ones, with a reference on each, to come back to them without a lock. The kernel has a second set of roots,
+`guest_mmu`, for nested guests that L1 has page tables for; here a vCPU that runs such a guest runs nothing else.
 """
 
 from __future__ import annotations

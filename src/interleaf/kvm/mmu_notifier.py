@@ -31,7 +31,7 @@ from .invalidate import (
     kvm_mmu_invalidate_range_add,
 )
 from .kvm_host import Kvm, KvmGfnRange, KvmMemslots, KvmMmuPage, KvmRequest, KvmVcpu
-from .shadow import kvm_zap_rmaps
+from .shadow import kvm_memslots_have_rmaps, kvm_rmap_zap_gfn_range
 from .tdp import tdp_mmu
 from .tdp.age import AGE_LOCKLESS, kvm_tdp_mmu_age_gfn_range, kvm_tdp_mmu_test_age_gfn
 from .tdp.change_pte import CHANGE_PTE, kvm_tdp_mmu_set_spte_gfn
@@ -114,7 +114,7 @@ def kvm_mmu_unmap_gfn_range(kvm: Kvm, gfn_range: KvmGfnRange) -> bool:
 @routine
 def kvm_unmap_gfn_range(kvm: Kvm, gfn_range: KvmGfnRange) -> bool:
     """Unmap a range from the guest; returns whether TLBs must be flushed. mmu_lock held for write."""
-    flush = kvm_zap_rmaps(kvm, gfn_range.start, gfn_range.end)
+    flush = kvm_memslots_have_rmaps(kvm) and kvm_rmap_zap_gfn_range(kvm, gfn_range.start, gfn_range.end)
     return tdp_mmu.kvm_tdp_mmu_unmap_gfn_range(kvm, gfn_range, flush)
 
 

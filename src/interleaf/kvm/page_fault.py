@@ -36,11 +36,11 @@ from .memslots import gfn_to_memslot
 from .mmio import handle_mmio_page_fault, vcpu_cache_mmio_info
 from .mmu_internal import KvmPageFault, RetPf
 from .page_track import kvm_gfn_is_write_tracked
+from .paging_tmpl import ept_fetch
 from .pfn import kvm_release_pfn_clean
 from .request import kvm_test_reload_request
 from .shadow import (
     RECLAIM_FOR_LEGACY_ONLY,
-    ept_fetch,
     is_obsolete_sp,
     make_mmu_pages_available,
     to_shadow_page,

@@ -8,16 +8,18 @@ two such tables, so KVM keeps shadow pages: for each table of L1 one that maps t
 `n_max_mmu_pages`: who needs one may have to recycle the oldest.
 
 In the model L1 has one table of each level, which maps L2's gfns to L1's of the same number: the one of level n is at
-gfn L1_TABLES + n, and a vCPU's L2 is translated by those of the levels 1 to `KvmVcpu.nested_levels`. Unmapping sees
-what shadow pages map; aging and dirty logging do not, so a memslot whose writes are logged cannot be mapped by them.
+gfn L1_TABLES + n, in no memslot, and a vCPU's L2 is translated by those of the levels 1 to `KvmVcpu.nested_levels`.
+Unmapping sees what shadow pages map; aging and dirty logging do not, so a fault refuses to map a memslot whose writes
+are logged by them.
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from dataclasses import replace
 
-from interleaf.hw.page_table import ENTRIES_PER_TABLE, PG_LEVEL_4K, entries_for, index_of
+from interleaf.hw.page_table import PG_LEVEL_4K, entries_for, index_of
 from interleaf.linux.list import (
     INIT_LIST_HEAD,
     list_add,
@@ -29,16 +31,15 @@ from interleaf.linux.list import (
     list_move,
 )
 from interleaf.linux.lockdep import lockdep_assert_held_write
-from interleaf.linux.rwlock import rwlock_needbreak, write_lock, write_unlock
+from interleaf.linux.rwlock import cond_resched_rwlock_write
 from interleaf.linux.slab import kmem_cache_alloc, kmem_cache_free
 from interleaf.runtime import Embedded, ModelError, Object, checkpoint, free, new, operation, routine, say, warn
 from interleaf.runtime.memory import Memory
 
 from .design import rule
-from .kvm_host import ACC_ALL, KVM_MEM_LOG_DIRTY_PAGES, Kvm, KvmMmuPage, KvmMmuPageRole, KvmVcpu
-from .mmu_internal import KvmPageFault, RetPf
+from .kvm_host import Kvm, KvmMmuPage, KvmMmuPageRole, KvmVcpu
 from .pfn import kvm_set_pfn_accessed, kvm_set_pfn_dirty
-from .request import kvm_free_obsolete_remote_roots
+from .request import kvm_free_obsolete_remote_roots, kvm_reload_remote_mmus
 from .tdp.entries import kvm_tdp_mmu_read_spte, write_spte, xchg_spte
 from .tdp.iter import spte_to_child_pt
 from .tdp.spte import (
@@ -47,7 +48,6 @@ from .tdp.spte import (
     is_last_spte,
     is_shadow_present_pte,
     make_nonleaf_spte,
-    make_spte,
     spte_to_pfn,
 )
 from .tlb import kvm_flush_remote_tlbs
@@ -59,10 +59,11 @@ RECLAIM_FOR_LEGACY_ONLY = rule(
     "needs none.",
     "47b0c2e4c220",
 )
-CHILD_ROLE_FROM_PARENT = rule(
-    "child-role-from-parent",
-    "The role of a new shadow page is made from that of the page above it, instead of from the vCPU's.",
-    "v6.0",
+ZAPPED_ROOT_REQUEST = rule(
+    "zapped-root-frees-obsolete-only",
+    "When a shadow page that is a root is zapped, vCPUs are requested to put those of their roots that are obsolete, "
+    "instead of all.",
+    "527d5cd7eece",
 )
 
 KVM_MIN_FREE_MMU_PAGES = 5
@@ -133,7 +134,7 @@ def kvm_mmu_zap_oldest_mmu_pages(kvm: Kvm, nr_to_zap: int) -> None:
     while zapped < nr_to_zap:
         checkpoint()
         # from the head again after each page: zapping one may zap others
-        sp = _oldest(kvm, only_obsolete=False)
+        sp = _oldest_unused(kvm)
         if sp is None:
             break
         zapped += kvm_mmu_prepare_zap_page(kvm, sp, invalid_list.head)
@@ -142,15 +143,23 @@ def kvm_mmu_zap_oldest_mmu_pages(kvm: Kvm, nr_to_zap: int) -> None:
     free(invalid_list)
 
 
-@routine
-def _oldest(kvm: Kvm, only_obsolete: bool) -> KvmMmuPage | None:
-    """The page that has been on the list of active ones for longest: of those that no vCPU has as a root, or of those
-    of an older generation."""
+def _last(pages: Iterable[KvmMmuPage]) -> KvmMmuPage | None:
     found = None
-    for sp in list_for_each_entry(kvm.active_mmu_pages, KvmMmuPage):
-        if is_obsolete_sp(kvm, sp) if only_obsolete else not sp.root_count:
-            found = sp
+    for sp in pages:
+        found = sp
     return found
+
+
+@routine
+def _oldest_unused(kvm: Kvm) -> KvmMmuPage | None:
+    """Of the active pages that no vCPU has as its root, the one that was made first."""
+    return _last(sp for sp in list_for_each_entry(kvm.active_mmu_pages, KvmMmuPage) if not sp.root_count)
+
+
+@routine
+def _oldest_obsolete(kvm: Kvm) -> KvmMmuPage | None:
+    """Of the active pages of older generations, the one that was made first."""
+    return _last(sp for sp in list_for_each_entry(kvm.active_mmu_pages, KvmMmuPage) if is_obsolete_sp(kvm, sp))
 
 
 @routine
@@ -159,14 +168,12 @@ def kvm_zap_obsolete_pages(kvm: Kvm) -> None:
     batch = 0
     while not list_empty(kvm.active_mmu_pages):
         checkpoint()
-        sp = _oldest(kvm, only_obsolete=True)
+        sp = _oldest_obsolete(kvm)
         if sp is None:
             break
         if warn("WARN", sp.role.invalid, f"{sp.name} is on the list of active pages, and invalid"):
             break
-        if batch >= BATCH_ZAP_PAGES and rwlock_needbreak(kvm.mmu_lock):
-            write_unlock(kvm.mmu_lock)
-            write_lock(kvm.mmu_lock)
+        if batch >= BATCH_ZAP_PAGES and cond_resched_rwlock_write(kvm.mmu_lock):
             batch = 0
             del sp
             continue
@@ -177,7 +184,8 @@ def kvm_zap_obsolete_pages(kvm: Kvm) -> None:
 
 @routine
 def kvm_mmu_zap_all_legacy(kvm: Kvm) -> None:
-    """Zap all legacy pages, as kvm_mmu_zap_all() does before it zaps the TDP MMU's. mmu_lock held for write."""
+    """Zap all legacy pages, as kvm_mmu_zap_all() does before it zaps the TDP MMU's. mmu_lock held for write; given up
+    on the way."""
     if list_empty(kvm.active_mmu_pages):
         return
     invalid_list = _new_list()
@@ -188,6 +196,8 @@ def kvm_mmu_zap_all_legacy(kvm: Kvm) -> None:
             break
         kvm_mmu_prepare_zap_page(kvm, sp, invalid_list.head)
         del sp
+        # the kernel only does where no other page was zapped with this one
+        cond_resched_rwlock_write(kvm.mmu_lock)
     kvm_mmu_commit_zap_page(kvm, invalid_list.head)
     free(invalid_list)
 
@@ -213,7 +223,7 @@ def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: KvmMmuPage, invalid_list: list_head) 
     trace_kvm_mmu_prepare_zap_page(sp)
     say(f"zaps {sp.name}, a shadow page of level {sp.role.level}")
     zapped = int(kvm_mmu_page_unlink_children(kvm, sp, invalid_list))
-    _unlink_parents(kvm, sp)
+    kvm_mmu_unlink_parents(kvm, sp)
     role, requested = sp.role, False
     if sp.root_count:
         list_del(sp.link)
@@ -224,8 +234,10 @@ def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: KvmMmuPage, invalid_list: list_head) 
         (list_add if role.invalid else list_move)(sp.link, invalid_list)
         kvm.n_used_mmu_pages -= 1
     sp.role = role.invalidated()
-    if requested:
+    if requested and kvm.design.obeys(ZAPPED_ROOT_REQUEST):
         kvm_free_obsolete_remote_roots(kvm)
+    elif requested:
+        kvm_reload_remote_mmus(kvm)
     return zapped
 
 
@@ -280,8 +292,8 @@ def drop_parent_pte(kvm: Kvm, sp: KvmMmuPage, parent: KvmMmuPage, gfn: int, leve
 
 
 @routine
-def _unlink_parents(kvm: Kvm, sp: KvmMmuPage) -> None:
-    """Clear all entries that lead to a page (kvm_mmu_unlink_parents)."""
+def kvm_mmu_unlink_parents(kvm: Kvm, sp: KvmMmuPage) -> None:
+    """Clear all entries that lead to a page."""
     for parent, index in sp.parent_ptes:
         level = sp.role.level + 1
         drop_parent_pte(kvm, sp, parent, index << 9 * (level - 1), level)
@@ -295,6 +307,7 @@ def kvm_mmu_commit_zap_page(kvm: Kvm, invalid_list: list_head) -> None:
     kvm_flush_remote_tlbs(kvm)
     for sp in list_for_each_entry_safe(invalid_list, KvmMmuPage):
         warn("WARN", bool(sp.root_count), f"{sp.name} is freed, and a vCPU has it as its root")
+        warn("WARN", not sp.role.invalid, f"{sp.name} is freed, and valid")
         list_del(sp.link)
         kmem_cache_free(sp)
 
@@ -327,7 +340,9 @@ def kvm_calc_shadow_root_page_role(kvm: Kvm, nested_levels: int) -> KvmMmuPageRo
 @routine
 def mmu_alloc_shadow_roots(vcpu: KvmVcpu) -> KvmMmuPage:
     """A root for L2, on which the vCPU counts. mmu_lock held for write."""
-    levels = vcpu.nested_levels
+    kvm, levels = vcpu.kvm, vcpu.nested_levels
+    if not kvm.shadow_root_allocated:
+        kvm.shadow_root_allocated = True
     if make_mmu_pages_available(vcpu):
         raise ModelError("n_max_mmu_pages is too small for a root.")
     if levels == PAE_LEVELS:
@@ -351,6 +366,13 @@ def _mmu_alloc_special_root(vcpu: KvmVcpu) -> KvmMmuPage:
     _link(kvm, vcpu.pae_root, 0, sp)
     assert vcpu.pml4_root is not None
     return vcpu.pml4_root
+
+
+@routine
+def link_shadow_page(kvm: Kvm, sp: KvmMmuPage, gfn: int, child: KvmMmuPage) -> None:
+    """Make an entry of `sp` lead to the page `child`. mmu_lock held for write."""
+    child.parent_ptes = (*child.parent_ptes, (sp, index_of(gfn, sp.role.level)))
+    _link(kvm, sp, gfn, child)
 
 
 @routine
@@ -394,45 +416,21 @@ def free_mmu_pages(vcpu: KvmVcpu) -> None:
         kmem_cache_free(vcpu.pml4_root)
 
 
-@routine
-def ept_fetch(vcpu: KvmVcpu, fault: KvmPageFault) -> RetPf:
-    """Map the fault's page in the shadow pages of the tables of L1 that lead to it (FNAME(fetch)). mmu_lock held for
-    write."""
-    kvm, gfn, slot, sp = vcpu.kvm, fault.gfn, fault.slot, vcpu.mmu_root
-    if slot is None or slot.flags & KVM_MEM_LOG_DIRTY_PAGES or gfn >= ENTRIES_PER_TABLE or sp is None:
-        raise ModelError(f"gfn {gfn:#x}: L2 may access the first 512 gfns, in memslots whose writes are not logged.")
-    assert fault.pfn is not None
-    level = sp.role.level
-    while level > PG_LEVEL_4K:
-        checkpoint()
-        child = spte_to_child_pt(kvm_tdp_mmu_read_spte(kvm, sp, 0, level), level)
-        if child is None:
-            from_parent = kvm.design.obeys(CHILD_ROLE_FROM_PARENT)
-            role = sp.role.child() if from_parent else replace(vcpu.root_role, level=level - 1)
-            child = kvm_mmu_get_shadow_page(vcpu, L1_TABLES + level - 1, role)
-            child.parent_ptes = (*child.parent_ptes, (sp, 0))
-            _link(kvm, sp, 0, child)
-            del from_parent, role
-        sp, level = child, level - 1
-        del child
-    old_spte = kvm_tdp_mmu_read_spte(kvm, sp, gfn, level)
-    spte, _wrprot = make_spte(kvm, sp.role, slot, ACC_ALL, gfn, fault.pfn, old_spte, False, fault.map_writable, level)
-    if spte == old_spte:
-        return RetPf.SPURIOUS
-    write_spte(kvm, None, sp, gfn, level, spte)
-    return RetPf.FIXED
+def kvm_memslots_have_rmaps(kvm: Kvm) -> bool:
+    """Has there been a shadow page that could map anything? mmu_lock held."""
+    return kvm.shadow_root_allocated
 
 
 @routine
-def kvm_zap_rmaps(kvm: Kvm, start: int, end: int) -> bool:
-    """Zap what shadow pages map of the gfns start <= gfn < end; returns whether a TLB flush is needed. mmu_lock held
-    for write. (The kernel finds the entries by `slot->arch.rmap`.)"""
+def kvm_rmap_zap_gfn_range(kvm: Kvm, gfn_start: int, gfn_end: int) -> bool:
+    """Zap what shadow pages map of the gfns gfn_start <= gfn < gfn_end; returns whether a TLB flush is needed. mmu_lock
+    held for write. (The kernel finds the entries by `slot->arch.rmap`.)"""
     flush = False
     for sp in list_for_each_entry(kvm.active_mmu_pages, KvmMmuPage):
         if sp.role.level == PG_LEVEL_4K:
             for gfn in _mapped_by(kvm, PG_LEVEL_4K):
                 spte = kvm_tdp_mmu_read_spte(kvm, sp, gfn, PG_LEVEL_4K)
-                if start <= gfn < end and is_shadow_present_pte(spte):
+                if gfn_start <= gfn < gfn_end and is_shadow_present_pte(spte):
                     drop_spte(kvm, sp, gfn, PG_LEVEL_4K)
                     flush = True
     return flush

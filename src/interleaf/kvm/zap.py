@@ -26,7 +26,7 @@ from .invalidate import (
 )
 from .kvm_host import Kvm, KvmGfnRange, KvmMemorySlot, KvmMmuPage, KvmModule
 from .nx_huge_page import expect_possible_nx_huge_pages
-from .shadow import kvm_mmu_zap_all_legacy, kvm_zap_rmaps
+from .shadow import kvm_memslots_have_rmaps, kvm_mmu_zap_all_legacy, kvm_rmap_zap_gfn_range
 from .tdp import ghost, tdp_mmu
 from .tdp.references import roots_on_list
 from .tlb import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_range
@@ -132,7 +132,7 @@ def kvm_zap_gfn_range(kvm: Kvm, gfn_start: int, gfn_end: int) -> None:
     if counts:
         kvm_mmu_invalidate_begin(kvm)
         kvm_mmu_invalidate_range_add(kvm, *_range_to_invalidate(kvm.design, gfn_start, gfn_end))
-    flush = kvm_zap_rmaps(kvm, gfn_start, gfn_end)
+    flush = kvm_memslots_have_rmaps(kvm) and kvm_rmap_zap_gfn_range(kvm, gfn_start, gfn_end)
     if tdp_mmu.kvm_tdp_mmu_zap_leafs(kvm, gfn_start, gfn_end, flush):
         kvm_flush_remote_tlbs_range(kvm, gfn_start, gfn_end - gfn_start)
     if counts:
@@ -156,7 +156,7 @@ def kvm_mmu_zap_memslot(kvm: Kvm, slot: KvmMemorySlot) -> None:
     """
     write_lock(kvm.mmu_lock)
     gfn_range = KvmGfnRange(slot, slot.base_gfn, slot.base_gfn + slot.npages, True)
-    flush = kvm_zap_rmaps(kvm, gfn_range.start, gfn_range.end)
+    flush = kvm_memslots_have_rmaps(kvm) and kvm_rmap_zap_gfn_range(kvm, gfn_range.start, gfn_range.end)
     if tdp_mmu.kvm_tdp_mmu_unmap_gfn_range(kvm, gfn_range, flush):
         kvm_flush_remote_tlbs(kvm)
     write_unlock(kvm.mmu_lock)
