@@ -27,7 +27,7 @@ def test_a_use_after_free_has_three_stacks() -> None:
 def test_operations_come_with_place_notes_and_changes() -> None:
     told = narration("use_after_free", "use-after-free")
     first = next(operation for operation in told.told if operation.notes)
-    assert first.notes == ("the reader looks at the inode",)
+    assert first.notes == (("the reader looks at the inode", "use"),)
     assert first.function == "use"
     freed = next(operation for operation in told.told if operation.operation == "free")
     assert [change.cell.label for change in freed.changes] == ["Inode0.life", "Inode0.size"]

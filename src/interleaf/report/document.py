@@ -112,7 +112,7 @@ def finding_entry(finding: Finding, narration: Narration | None) -> Json:
                 "task": told.task,
                 "operation": told.operation,
                 "source": place(told.site),
-                "text": "; ".join((*told.notes, told.text)),
+                "text": "; ".join((*(note.text for note in told.notes), told.text)),
             }
             for told in steps
         ],

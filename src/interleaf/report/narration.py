@@ -12,7 +12,7 @@ from typing import TypeAlias
 from interleaf.explore.outcome import DEADLOCK, LIVELOCK, STARVATION
 from interleaf.kvm.kvm_host import KvmMmuPage
 from interleaf.runtime import Execution, Object, Schedule, Step, Value, Violation, World
-from interleaf.runtime.carrier import CHOICE, Op
+from interleaf.runtime.carrier import CHOICE, Note, Op, function_of
 from interleaf.runtime.cells import Cell
 from interleaf.runtime.memory import ALIVE
 from interleaf.runtime.operations import Task
@@ -50,7 +50,7 @@ class Told:
     function: str
     """The kernel's function that this is in: the innermost whose name does not begin with an underscore."""
     text: str
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     """What the model said before it."""
     changes: tuple[Change, ...]
     chosen: bool
@@ -230,8 +230,7 @@ class _Replay(Execution):
                 self._narration.used = Stack(step.task.name, self.carriers[step.task.index].calls)
 
     def _function(self, task: int, innermost: str) -> str:
-        named = (name for _, _, name in self.carriers[task].calls if not name.startswith(("_", "<")))
-        return next(named, innermost)
+        return function_of(name for _, _, name in self.carriers[task].calls) or innermost
 
     def _changes(self) -> tuple[Change, ...]:
         """The cells that the operation has changed."""

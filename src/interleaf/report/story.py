@@ -139,7 +139,7 @@ def _entries(narration: Narration, shorten: Callable[[str], str]) -> list[_Entry
             entries.append(_Entry("", "", f"= from here on, {again} for ever:", ALARM))
             repeats = None
         style = ALARM if told.violations else PLAIN
-        entries += [_Entry(told.task, told.function, shorten(note)) for note in told.notes]
+        entries += [_Entry(told.task, note.function, shorten(note.text)) for note in told.notes]
         if selection.matters(told) or told is played[-1]:
             entries.append(_Entry(told.task, told.function, shorten(_sentence(told)), style))
         elif not told.notes:
@@ -183,7 +183,7 @@ def _fold(entries: list[_Entry], told: Told) -> None:
 
 def _before(narration: Narration, shorten: Callable[[str], str], width: int) -> list[Line]:
     """What the set-up has made."""
-    notes = [shorten(note) for told in narration.told if told.step < 0 for note in told.notes]
+    notes = [shorten(note.text) for told in narration.told if told.step < 0 for note in told.notes]
     lines = [Line(text, FAINT) for text in _labelled("set-up", "; ".join(notes), width)] if notes else []
     made = [told for told in narration.told if told.step < 0]
     if made:

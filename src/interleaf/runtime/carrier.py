@@ -25,8 +25,8 @@ import inspect
 import sys
 import textwrap
 import types
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
@@ -122,6 +122,14 @@ class Direct(Protocol):
         """Perform the operation whose body is `run`."""
 
 
+class Note(NamedTuple):
+    """A line of the story, in the words of the model."""
+
+    text: str
+    function: str
+    """The kernel's function that says it."""
+
+
 class Carrier:
     """One greenlet running one task's function.
 
@@ -148,7 +156,7 @@ class Carrier:
         self.flat = flat
         self.stack: list[int] = []
         self.codes: list[types.CodeType | None] = []
-        self.notes: list[str] | None = None
+        self.notes: list[Note] | None = None
         """What the model says while it runs; None when nobody listens."""
         self.log: list[Value] | None = None
         """Results of all operations so far, to begin again with; None when nobody wants to."""
@@ -376,6 +384,25 @@ def _is_quiet(frame: types.FrameType) -> bool:
 @functools.cache
 def _is_quiet_file(name: str) -> bool:
     return name.startswith(tuple(_quiet))
+
+
+def function_of(names: Iterable[str]) -> str:
+    """Of the active functions of the model, innermost first, the first whose name does not begin with an underscore:
+    the kernel's function. Empty if there is none."""
+    return next((name for name in names if not name.startswith(("_", "<"))), "")
+
+
+def running_function() -> str:
+    """The kernel's function that the running task is in."""
+
+    def names() -> Iterator[str]:
+        frame: types.FrameType | None = sys._getframe(2)
+        while frame is not None:
+            if not _is_quiet(frame):
+                yield frame.f_code.co_name
+            frame = frame.f_back
+
+    return function_of(names())
 
 
 def _place(frame: types.FrameType) -> tuple[str, int, str]:

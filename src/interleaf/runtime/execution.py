@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-from .carrier import CHOICE, END, Carrier, Op
+from .carrier import CHOICE, END, Carrier, Note, Op
 from .cells import World
 from .findings import ModelError, Violation, ViolationRaised
 from .memory import BLOCK, NOTHING_HELD, Memory, Observer
@@ -51,7 +51,7 @@ class Event:
     operation: str
     site: tuple[str, int, str]
     text: str
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(slots=True)

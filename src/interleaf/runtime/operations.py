@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar, cast
 
-from .carrier import CHOICE, JOIN, Op, function_key, perform, running
+from .carrier import CHOICE, JOIN, Note, Op, function_key, perform, running, running_function
 from .cells import Cell
 from .findings import ModelError, Violation, ViolationRaised
 from .memory import BLOCK, Memory
@@ -304,7 +304,7 @@ def say(text: str) -> None:
     """A line of the story, in the words of the model. Costs nothing unless the run is being told."""
     notes = running().notes
     if notes is not None:
-        notes.append(text)
+        notes.append(Note(text, running_function()))
 
 
 def trace(record: object) -> None:

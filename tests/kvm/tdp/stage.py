@@ -43,7 +43,8 @@ class Stage:
     @property
     def story(self) -> list[str]:
         events = [event for step in self.steps for event in step.events]
-        return [line for event in events for line in (*event.notes, f"{event.task} {event.text}")]
+        said = ((*(note.text for note in event.notes), f"{event.task} {event.text}") for event in events)
+        return [line for lines in said for line in lines]
 
     def until(self, name: str, operation: str, function: str, contended: bool = False) -> bool:
         """Run a task until it has done `operation` in `function`; False if it ended, or met a fatal violation, before.
