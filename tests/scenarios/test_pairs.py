@@ -80,14 +80,17 @@ def test_an_activity_does_what_it_is_called(activity: Activity) -> None:
         spawn(activity.run, kvm, kvm.vcpus[0], name="it")
 
     run = Execution(World(), alone, narrate=True)
-    functions = set()
+    functions, said = set(), set()
     try:
         while run.unfinished:
             steps = (run.step(task, itertools.repeat(0)) for task in run.unfinished)
-            functions |= {event.site[2] for event in next(step for step in steps if step is not None).events}
+            events = next(step for step in steps if step is not None).events
+            functions |= {event.site[2] for event in events}
+            said |= {event.text for event in events}
     finally:
         run.close()
     assert MARKS[activity.name] in functions
+    assert not activity.slots_lock or any("slots_lock" in text for text in said)
 
 
 @pytest.mark.parametrize("scenario", PAIRS.values(), ids=lambda scenario: scenario.name)

@@ -140,7 +140,7 @@ class _State:
 
 @strategies.composite
 def plans(draw: strategies.DrawFn) -> Plan:
-    """Any random scenario of two or three tasks."""
+    """Any random scenario of one to three tasks, most often two."""
     vcpus = draw(strategies.sampled_from((1, 2, 2)))
     pages = draw(strategies.sampled_from((1, 2, 2)))
     dummy = draw(strategies.booleans())

@@ -24,7 +24,7 @@ STEPS = 2_000
 """Steps of one of them at most. Few scenarios have 500."""
 
 STATES = 400
-"""States of the search. Two scenarios of three have no more."""
+"""States of the search. Of 77 scenarios drawn for v6.12, 35 had no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,8 @@ class Trial:
 def attempt(design: Design, plan: Plan, hunt: bool) -> Trial:
     """Try one scenario by random schedules, or else by a search; the same each time.
 
-    Raises ModelError, with the scenario, if the scenario makes no sense.
+    Raises ModelError, with the scenario, if the scenario makes no sense; SetupViolated or StepLimit if the design does
+    not let a VM be made at all.
     """
     setup = functools.partial(load(text_of(plan)).setup, design)
     engine: Hunt | StateSearch
@@ -59,6 +60,8 @@ def attempt(design: Design, plan: Plan, hunt: bool) -> Trial:
         finally:
             engine.close()
     except (SetupViolated, StepLimit):
+        if not plan.history:
+            raise
         return attempt(design, plan.alone(), hunt)
     except ModelError as error:
         raise ModelError(f"{error}\nThis is the random scenario:\n\n{text_of(plan)}") from error

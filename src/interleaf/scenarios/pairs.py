@@ -1,6 +1,6 @@
 """Each two activities that can race, as a scenario of nothing else.
 
-These are not in the matrix, but can be checked by name: `interleaf check age-with-unmap`. An activity needs things to
+These are not in the matrix, but can be checked by name: `interleaf check unmap-with-age`. An activity needs things to
 be as it finds them (`Activity.needs`), and does what it does; vCPUs have one each. Guest memory is at the gfns 0, which
 is mapped, and 1, which is not; memslot 1 may be at SPARE_GFN.
 """
