@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
-from interleaf.designs import V5_16, V5_18, V6_12
+from interleaf.designs import V5_16, V5_18, V6_4, V6_12
+from interleaf.explore.states import StateSearch
 from interleaf.hw.platform import EPT, EPT_5_LEVEL, NPT, Platform
 from interleaf.kvm.design import Design
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmParams, KvmRequest
@@ -17,6 +20,7 @@ from interleaf.kvm.zap import set_nx_huge_pages
 from interleaf.linux.list import list_for_each_entry
 from interleaf.linux.rwlock import write_lock, write_unlock
 from interleaf.mm.unmap import madvise_dontneed
+from interleaf.scenarios import load
 from interleaf.scenarios.stage import GUEST_HVA, enter_nested, make_vm
 from tests.kvm.tdp.stage import run_alone
 
@@ -142,3 +146,30 @@ def test_there_are_rmaps_as_soon_as_a_vcpu_has_a_legacy_root() -> None:
         return tuple(found)
 
     assert run_alone(program)[0] == (False, True)
+
+
+def _recycling_a_root(design: Design) -> set[str]:
+    search = StateSearch(functools.partial(load("nested-fault-recycles-root").setup, design))
+    try:
+        outcome = search.run()
+    finally:
+        search.close()
+    assert outcome.exhaustive
+    return {found.violation.rule for found in outcome.found}
+
+
+@pytest.mark.parametrize(
+    ("design", "found"),
+    [
+        (V5_18, set()),
+        (V5_18.adding("child-role-from-parent"), {"use-after-free"}),
+        (V6_4, {"use-after-free"}),
+        (V6_4.without("child-role-from-parent"), set()),
+        (V6_4.adding("stale-check-after-reclaim"), set()),
+    ],
+    ids=lambda value: value.name if isinstance(value, Design) else "",
+)
+def test_filling_a_root_that_has_just_been_zapped_does_harm_only_if_pages_inherit_that_it_is_invalid(
+    design: Design, found: set[str]
+) -> None:
+    assert _recycling_a_root(design) == found

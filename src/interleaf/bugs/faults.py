@@ -122,7 +122,8 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "B57",
         "A fault looks whether its root is valid before it recycles shadow pages, which may make it invalid",
-        "What it then puts under the root is born invalid, and is put on two lists when it is zapped.",
+        "What it then puts under the root is born invalid, and is put on two lists when it is zapped. Up to v5.19 it "
+        "is valid, and does no harm: pages do not take their role from the page above them yet (2e65e842c57d).",
         fix="2abd5287f083",
         culprit="f95eec9bed76",
         kind="use-after-free",

@@ -32,7 +32,8 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "B41",
         "A table is put on the list of those to recover after it was removed",
-        "Whoever has removed it finds it on no list, and frees it.",
+        "Whoever has removed it finds it on no list, and frees it. v6.1, which marks the table only when it puts it on "
+        "the list, has the same window.",
         fix="21a36ac6b6c7",
         culprit="61f94478547b",
         kind="list corruption",

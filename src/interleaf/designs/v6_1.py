@@ -27,7 +27,7 @@ from .v6_12 import V6_12
 V6_1 = V6_12.derive(
     "v6.1",
     "The stable kernel: roots are zapped by whoever invalidates them, and come and go under mmu_lock held for write.",
-    ("edbdb43fc96b", "0df9dab891ff"),
+    ("edbdb43fc96b", "0df9dab891ff", "2abd5287f083"),
     obeys=(
         CHANGE_PTE,
         CHANGE_PTE_BATCHES,

@@ -1,4 +1,5 @@
-"""v6.12: synchronous zapping, roots made and freed under mmu_lock held for read, invalid roots on the list."""
+"""v6.12 as it is maintained (6.12.101 on): synchronous zapping, roots made and freed under mmu_lock held for read,
+invalid roots on the list."""
 
 from interleaf.kvm.attributes import MEMORY_ATTRIBUTES
 from interleaf.kvm.design import Design
@@ -134,7 +135,15 @@ RULES = (
 V6_12 = Design(
     name="v6.12",
     summary="Roots are zapped by whoever invalidates them, and come and go under mmu_lock held for read.",
-    commits=("0df9dab891ff", "edbdb43fc96b", "576a15de8d29", "f5238c2a60f1", "dab285e4ec73", "8ca983631f3c"),
+    commits=(
+        "0df9dab891ff",
+        "edbdb43fc96b",
+        "576a15de8d29",
+        "f5238c2a60f1",
+        "dab285e4ec73",
+        "8ca983631f3c",
+        "2abd5287f083",
+    ),
     rules=frozenset(rule.name for rule in RULES),
     shadow_nonpresent_value=1 << 63,
     removed_spte=1 << 63 | 0x5A0,

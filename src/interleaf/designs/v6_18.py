@@ -1,5 +1,5 @@
-"""v6.18: huge pages are recovered in place, and what changes SPTEs under mmu_lock held for read no longer freezes
-them."""
+"""v6.18 as it is maintained (6.18.42 on): huge pages are recovered in place, and what changes SPTEs under mmu_lock
+held for read no longer freezes them."""
 
 from __future__ import annotations
 
