@@ -27,7 +27,6 @@ class Rule(enum.StrEnum):
     TABLE_FRAME = "the host chose the frame of a page table"
     HOST_PAGE = "the host chose the frame and the level of a page, and whether it may be written"
     AD_BITS = "the CPU set A or D bits"
-    NO_PAGE = "the host refused an access"
     ORDER = "two CPUs' events stand in an order that their operations explain"
 
 

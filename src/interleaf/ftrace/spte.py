@@ -47,11 +47,6 @@ def pfn_of(spte: int) -> int:
     return (spte & PFN_MASK) >> PFN_SHIFT
 
 
-def is_mmio(spte: int) -> bool:
-    """Is the entry one that says: no memory here, ask the device model?"""
-    return not spte & PRESENT and spte not in NON_PRESENT and spte not in FROZEN
-
-
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Which bits the hardware sets by itself, and how execution is allowed."""

@@ -43,8 +43,6 @@ class Shrunk:
     plan: Plan
     rule: str
     message: str
-    seed: int
-    """Of the round that has found it."""
 
     def within(self, plan: Plan) -> bool:
         """Does all that happens here happen there, too? A violation of the same rule then says nothing new."""
@@ -202,7 +200,7 @@ class Fuzzer:
         with suppress(_Violated, Flaky):
             _hypothesis(seed, (Phase.generate, Phase.shrink), examine)
         smallest, message = min(failing, key=lambda one: one[0].size)
-        return Shrunk(smallest, rule, message, seed)
+        return Shrunk(smallest, rule, message)
 
     def _report(self) -> None:
         self.tally.seconds = time.monotonic() - self._began

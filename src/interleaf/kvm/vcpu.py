@@ -10,7 +10,7 @@ import enum
 import errno
 from typing import Any, NamedTuple
 
-from interleaf.hw.access import PFERR_FETCH_MASK, PFERR_RSVD_MASK, PFERR_WRITE_MASK
+from interleaf.hw.access import PFERR_RSVD_MASK
 from interleaf.hw.ept import PFN_SHIFT
 from interleaf.hw.frames import is_allocated
 from interleaf.hw.platform import Paging
@@ -271,12 +271,6 @@ def _wait_for_userspace(memory: Memory, vcpu: KvmVcpu) -> Any:
     ring = vcpu.dirty_ring
     used = memory.load(ring, kvm_dirty_ring.dirty_index) - memory.load(ring, kvm_dirty_ring.reset_index)
     return BLOCK if used >= vcpu.kvm.params.dirty_ring_size - KVM_DIRTY_RING_RSVD_ENTRIES else None
-
-
-def _access_of(error_code: int) -> Access:
-    if error_code & PFERR_FETCH_MASK:
-        return Access.EXEC
-    return Access.WRITE if error_code & PFERR_WRITE_MASK else Access.READ
 
 
 @routine

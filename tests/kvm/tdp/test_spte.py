@@ -45,7 +45,6 @@ from interleaf.kvm.tdp.spte import (
     restore_acc_track_spte,
     show_spte,
     spte_ad_enabled,
-    spte_ad_need_write_protect,
     spte_has_volatile_bits,
     spte_to_pfn,
 )
@@ -217,7 +216,6 @@ def test_without_a_and_d_bits_an_entry_says_so() -> None:
     assert ept.decode(spte).ad_type is ept.AdType.DISABLED
     assert not spte & (ept.VMX_EPT_ACCESS_BIT | ept.VMX_EPT_DIRTY_BIT)
     masks = kvm.masks
-    assert spte_ad_need_write_protect(masks, spte)
     assert is_dirty_spte(masks, spte), "because it is writable"
     assert make_nonleaf_spte(masks, 0x100003, True) == 1 << 52 | 0x1_0000_3807
 
@@ -228,7 +226,6 @@ def test_a_nested_guest_s_dirty_pages_are_found_by_write_protection_if_there_is_
         spte, _ = make_spte(vm(V6_12, platform), nested, None, ACC_ALL, 0, 7, 0)
         assert ept.decode(spte).ad_type is kind
         assert spte_ad_enabled(NEW, spte), "A and D bits mean something in both"
-        assert spte_ad_need_write_protect(NEW, spte) is (kind is ept.AdType.WRITE_PROTECT_ONLY)
         assert spte & ept.VMX_EPT_DIRTY_BIT
 
 

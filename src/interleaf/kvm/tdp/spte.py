@@ -103,11 +103,6 @@ def spte_ad_enabled(masks: SpteMasks, spte: int) -> bool:
     return spte & masks.ad_type != AdType.DISABLED << ept.SPTE_TDP_AD_SHIFT
 
 
-def spte_ad_need_write_protect(masks: SpteMasks, spte: int) -> bool:
-    """Does dirty logging have to write-protect a present entry, because its D bit (if any) is not logged?"""
-    return bool(spte & masks.ad_type)
-
-
 def is_access_track_spte(masks: SpteMasks, spte: int) -> bool:
     """Are the permissions of the entry put aside, so that the next access faults?"""
     return not spte_ad_enabled(masks, spte) and not spte & masks.acc_track
