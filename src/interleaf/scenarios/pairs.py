@@ -1,8 +1,9 @@
 """Each two activities that can race, as a scenario of nothing else.
 
 These are not in the matrix, but can be checked by name: `interleaf check unmap-with-age`. An activity needs things to
-be as it finds them (`Activity.needs`), and does what it does; vCPUs have one each. Guest memory is at the gfns 0, which
-is mapped, and 1, which is not; memslot 1 may be at SPARE_GFN.
+be as it finds them (`Activity.needs`), and does what it does; vCPUs have one each. Of the guest's memory gfn 0 is
+mapped, gfn 1 is not unless one huge page maps both, and gfn NEXT_GFN would be in another huge page; memslot 1 may be
+at SPARE_GFN.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ from .scenario import Scenario
 from .stage import DUMMY_GFN, DUMMY_HVA, HUGE_HVA, destroy_after
 
 SPARE_GFN = DUMMY_GFN
+
+NEXT_GFN = pages_per_entry(PG_LEVEL_2M)
+"""The first gfn of the second block of 2 MiB."""
 
 VCPU = "a vCPU's thread"
 IOCTL = "a thread of the process, in an ioctl"
@@ -87,7 +91,7 @@ def _host(name: str, run: Callable[[Kvm], object], *needs: str, who: str = HOST)
 
 
 ACTIVITIES: tuple[Activity, ...] = (
-    Activity("fault", VCPU, _run(read(1))),
+    Activity("fault", VCPU, _run(read(1), read(NEXT_GFN))),
     Activity("fast-fault", VCPU, _run(write(0)), frozenset({"log", "bitmap", "not-pml"})),
     Activity("prefault", VCPU, lambda kvm, vcpu: kvm_vcpu_pre_fault_memory(vcpu, 1, 1)),
     Activity("mmio-fault", VCPU, _run(read(SPARE_GFN))),
@@ -103,7 +107,7 @@ ACTIVITIES: tuple[Activity, ...] = (
     Activity("zap-range", IOCTL, lambda kvm, vcpu: kvm_zap_gfn_range(kvm, 0, 2)),
     _ioctl("create-slot", lambda kvm: kvm_create_memslot(kvm, 1, SPARE_GFN, 1, DUMMY_HVA)),
     _ioctl("delete-slot", lambda kvm: kvm_delete_memslot(kvm, 0)),
-    _ioctl("move-slot", lambda kvm: kvm_move_memslot(kvm, 0, 512)),
+    _ioctl("move-slot", lambda kvm: kvm_move_memslot(kvm, 0, NEXT_GFN)),
     _ioctl("enable-log", lambda kvm: kvm_vm_set_slot_flags(kvm, 0, KVM_MEM_LOG_DIRTY_PAGES), "not-log"),
     _ioctl("get-log", lambda kvm: kvm_get_dirty_log(kvm, 0), "log", "bitmap", before=(write(0),)),
     _ioctl("clear-log", lambda kvm: kvm_clear_dirty_log(kvm, 0, (0,)), "log", "bitmap", "manual"),
@@ -127,6 +131,8 @@ EXCLUDE = (("huge", "small"), ("log", "not-log"), ("ring", "bitmap"), ("pml", "n
 def cannot_race(one: Activity, other: Activity) -> str:
     """Why the two cannot happen at the same time; empty if they can."""
     needs = one.needs | other.needs
+    if {one.name, other.name} == {"prefault", "change-pte"}:
+        return "kernels have no change_pte notifier any more since they can prefault"
     for what, opposite in EXCLUDE:
         if what in needs and opposite in needs:
             return f"a VM is not {what} and {opposite} at the same time"
@@ -145,13 +151,15 @@ def cannot_race(one: Activity, other: Activity) -> str:
 
 
 def make_vm(design: Design, needs: frozenset[str]) -> Kvm:
-    """A VM as two activities need it, whose vCPUs have written gfn 0."""
+    """A VM as two activities need it, whose vCPUs have written gfn 0; where huge pages must not be executable, they
+    have executed it then, and written another huge page."""
     mm = mm_alloc(1, mm_kernel(design))
-    npages = pages_per_entry(PG_LEVEL_2M)
+    npages = 2 * NEXT_GFN
     level = PG_LEVEL_2M if needs & {"huge", "small"} else PG_LEVEL_4K
-    mmap(mm, HUGE_HVA, npages, Kind.ANONYMOUS, level=level, hvas=(HUGE_HVA, HUGE_HVA + 1))
+    mmap(mm, HUGE_HVA, npages, Kind.ANONYMOUS, level=level, hvas=(HUGE_HVA, HUGE_HVA + 1, HUGE_HVA + NEXT_GFN))
     if "small" in needs:
         split_folio(mm, (PG_LEVEL_2M, HUGE_HVA))
+        split_folio(mm, (PG_LEVEL_2M, HUGE_HVA + NEXT_GFN))
     mmap(mm, DUMMY_HVA, 1)
     params = KvmParams(
         dirty_ring_size=4 if "ring" in needs else 0,
@@ -159,7 +167,7 @@ def make_vm(design: Design, needs: frozenset[str]) -> Kvm:
         private_mem="private" in needs,
     )
     platform = EPT_PML if "pml" in needs else EPT
-    kvm = kvm_create_vm(design, mm, (0, 1, 512, 513, SPARE_GFN), platform, params)
+    kvm = kvm_create_vm(design, mm, (0, 1, NEXT_GFN, NEXT_GFN + 1, SPARE_GFN), platform, params)
     for _ in range(2):
         kvm_vm_ioctl_create_vcpu(kvm)
     kvm_create_memslot(kvm, 0, 0, npages, HUGE_HVA)
@@ -170,7 +178,7 @@ def make_vm(design: Design, needs: frozenset[str]) -> Kvm:
     if "log" in needs:
         kvm_vm_set_slot_flags(kvm, 0, KVM_MEM_LOG_DIRTY_PAGES)
     for vcpu in kvm.vcpus:
-        kvm_arch_vcpu_ioctl_run(vcpu, write(0), *((execute(0),) if "nx" in needs else ()))
+        kvm_arch_vcpu_ioctl_run(vcpu, write(0), *((execute(0), write(NEXT_GFN)) if "nx" in needs else ()))
     if "log" in needs and "bitmap" in needs:
         kvm_get_dirty_log(kvm, 0)
     return kvm
