@@ -59,7 +59,7 @@ BUGS: tuple[Bug, ...] = (
         "The D bit is cleared where nobody logs who sets it",
         "The processor does not log what a nested guest writes, so W must be taken in its root, but D is.",
         fix="2673dfb591a3",
-        culprit="",
+        culprit="5982a5392663",
         kind="lost dirty page",
         design="v6.12",
         deviation="without clear-dirty-by-root",

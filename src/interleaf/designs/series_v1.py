@@ -19,7 +19,7 @@ from interleaf.kvm.tdp.changed import (
 )
 from interleaf.kvm.tdp.iter import ITER_YIELDED
 from interleaf.kvm.tdp.link import GET_PAGE_TRACED_AT_LINK
-from interleaf.kvm.tdp.map import REPLACED_TABLE_FLUSH
+from interleaf.kvm.tdp.map import FROZEN_LEAF_CHECK, REPLACED_TABLE_FLUSH
 from interleaf.kvm.tdp.references import root_invalidated, takes_reference
 from interleaf.kvm.tdp.roots import expect_nothing_left, kvm_mmu_init_tdp_mmu, step_root
 from interleaf.kvm.tdp.split import EAGER_SPLIT
@@ -133,6 +133,7 @@ SERIES_V1 = V5_18.derive(
         EAGER_SPLIT,
         EXCLUSIVE_FROZEN_WARN,
         FLUSH_IN_RCU,
+        FROZEN_LEAF_CHECK,
         ITER_YIELDED,
         MAX_GFN_OF_ARCHITECTURE,
         REPLACED_TABLE_FLUSH,

@@ -8,7 +8,7 @@ from typing import Any
 from interleaf.kvm.dirty_protect import ENABLE_LOG_FLUSHES
 from interleaf.kvm.hugepage import ADJUST_CHECKS_DISALLOWED
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmVcpu
-from interleaf.kvm.mmu import CR0_WP_KEEPS_ROOTS
+from interleaf.kvm.mmu import CR0_WP_KEEPS_ROOTS, FREE_OBSOLETE_CHECKS_EACH
 from interleaf.kvm.nx_huge_page import NX_DISALLOWED_BEFORE_LINK, NX_TRACK_RECHECK
 from interleaf.kvm.nx_recovery import NX_SKIPS_DIRTY_LOGGED
 from interleaf.kvm.page_fault import FULL_MMU_SEQ
@@ -18,7 +18,7 @@ from interleaf.kvm.tdp import tdp_mmu
 from interleaf.kvm.tdp.age import AGE_CLEARS_ACCESSED
 from interleaf.kvm.tdp.changed import tdp_mmu_free_sp_rcu_callback
 from interleaf.kvm.tdp.collapse import COLLAPSE_PARENTS
-from interleaf.kvm.tdp.dirty import CLEAR_DIRTY_ATOMIC
+from interleaf.kvm.tdp.dirty import CLEAR_DIRTY_ATOMIC, CLEAR_DIRTY_BY_ROOT
 from interleaf.kvm.tdp.ghost import WORK
 from interleaf.kvm.tdp.map import MAP_LEVEL_GUARD, SPLIT_ON_FAULT
 from interleaf.kvm.tdp.references import hands_over, root_invalidated, takes_reference
@@ -118,7 +118,10 @@ V5_18 = V6_4.derive(
         "bb95dfb9e2df",
         "ba3a6120a4e7",
     ),
+    # until 5982a5392663 (v6.4) each SPTE was asked, which knew what its root needs
+    obeys=(CLEAR_DIRTY_BY_ROOT,),
     drops=(
+        FREE_OBSOLETE_CHECKS_EACH,
         CHILD_ROLE_FROM_PARENT,
         RECLAIM_FOR_LEGACY_ONLY,
         ADJUST_CHECKS_DISALLOWED,

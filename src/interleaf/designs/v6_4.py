@@ -14,6 +14,7 @@ from interleaf.kvm.prefault import PRE_FAULT_MEMORY
 from interleaf.kvm.tdp import roots, tdp_mmu
 from interleaf.kvm.tdp.change_pte import CHANGE_PTE, CHANGE_PTE_BATCHES, ZAP_BEFORE_CHANGE
 from interleaf.kvm.tdp.changed import DEFERRED_BOOKKEEPING
+from interleaf.kvm.tdp.dirty import CLEAR_DIRTY_BY_ROOT
 from interleaf.kvm.tdp.ghost import TDP_MMU, WORK
 from interleaf.kvm.tdp.link import tdp_mmu_alloc_sp
 from interleaf.kvm.tdp.references import hands_over, root_invalidated, takes_reference
@@ -169,6 +170,7 @@ V6_4 = V6_12.derive(
         ZAP_BEFORE_CHANGE,
     ),
     drops=(
+        CLEAR_DIRTY_BY_ROOT,
         STALE_CHECK_AFTER_RECLAIM,
         MEMORY_ATTRIBUTES,
         PRE_FAULT_MEMORY,
