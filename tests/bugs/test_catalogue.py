@@ -59,14 +59,15 @@ def test_nothing_is_found_without_the_bug(bug: Bug, scenario: str) -> None:
 @pytest.mark.parametrize(
     ("name", "kernels"),
     [
+        ("B21", {"series-v3"}),
         ("B45", {"v6.4"}),
         ("B48", {"v5.13", "v5.16", "series-v1", "off-list", "series-v3", "v5.18"}),
         ("B57", {"v6.4"}),
     ],
 )
 def test_a_bug_is_found_in_the_kernels_from_what_brought_it_to_what_fixed_it(name: str, kernels: set[str]) -> None:
-    """B45 came with v6.4 and went with v6.9; B48 was there up to v6.0; B57 does harm from v6.0 on, and v6.1, v6.12 and
-    v6.18 are meant as they are maintained, with its fix."""
+    """B21 was in the series only; B45 came with v6.4 and went with v6.9; B48 was there up to v6.0; B57 does harm from
+    v6.0 on, and v6.1, v6.12 and v6.18 are meant as they are maintained, with its fix."""
     bug = bugs.library()[name]
     found = set()
     for design in designs.library().values():

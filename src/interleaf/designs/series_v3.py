@@ -1,5 +1,6 @@
 """Version 3 of the series (26 February 2022): the last put makes the root invalid and zaps it on the list, with a
-reference of its own, which whoever zaps the invalidated roots takes for one that it was given."""
+reference of its own, which whoever zaps the invalidated roots takes for one that it was given. Notifiers begin each
+root as if there were no flush pending from the one before."""
 
 from __future__ import annotations
 
@@ -8,9 +9,10 @@ from typing import Any
 from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
 from interleaf.kvm.shadow import ZAPPED_ROOT_REQUEST
 from interleaf.kvm.tdp import tdp_mmu
-from interleaf.kvm.tdp.changed import tdp_mmu_free_sp_rcu_callback
+from interleaf.kvm.tdp.changed import XCHG_VOLATILE, tdp_mmu_free_sp_rcu_callback
 from interleaf.kvm.tdp.references import root_invalidated, takes_reference
-from interleaf.kvm.tdp.zap import tdp_mmu_zap_root
+from interleaf.kvm.tdp.unmap import FLUSH_ACROSS_ROOTS, FLUSH_BEFORE_YIELD
+from interleaf.kvm.tdp.zap import MAX_GFN_OF_ARCHITECTURE, tdp_mmu_zap_root
 from interleaf.linux.list import list_del_rcu
 from interleaf.linux.lockdep import lockdep_assert_held_read
 from interleaf.linux.rcu import call_rcu, rcu_read_lock, rcu_read_unlock
@@ -64,7 +66,13 @@ SERIES_V3 = V5_18.derive(
     "The last put of a root zaps it while it is on the list, with a reference that the zapper of invalidated roots "
     "puts, too.",
     ("20220226001546.360188-1-seanjc@google.com",),
-    drops=(ZAPPED_ROOT_REQUEST,),
+    drops=(
+        FLUSH_ACROSS_ROOTS,
+        FLUSH_BEFORE_YIELD,
+        MAX_GFN_OF_ARCHITECTURE,
+        XCHG_VOLATILE,
+        ZAPPED_ROOT_REQUEST,
+    ),
     kvm_mmu_init_tdp_mmu=SERIES_V1.kvm_mmu_init_tdp_mmu,
     kvm_mmu_uninit_tdp_mmu=SERIES_V1.kvm_mmu_uninit_tdp_mmu,
     kvm_tdp_mmu_put_root=kvm_tdp_mmu_put_root,
