@@ -331,7 +331,8 @@ def kvm_mmu_get_shadow_page(vcpu: KvmVcpu, gfn: int, role: KvmMmuPageRole) -> Kv
 
 
 def kvm_calc_shadow_root_page_role(kvm: Kvm, nested_levels: int) -> KvmMmuPageRole:
-    """The role of the root for an L2 that is translated by tables of L1 of so many levels."""
+    """The role of the root for an L2 that is translated by tables of L1 of so many levels (as
+    kvm_calc_shadow_ept_root_page_role; those of a 32-bit L1 are walked with four levels, as on NPT)."""
     return KvmMmuPageRole(
         level=max(nested_levels, 4), direct=False, ad_disabled=not kvm.platform.ad_bits, guest_mode=True
     )

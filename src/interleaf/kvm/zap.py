@@ -152,7 +152,8 @@ def kvm_mmu_zap_memslot(kvm: Kvm, slot: KvmMemorySlot) -> None:
 
     The sequence number of invalidations stays as it is: no fault can be using the slot, since it has been marked
     INVALID, and all readers of `kvm->srcu` who did not know that have left. slots_lock held. Takes mmu_lock, and may
-    give it up on the way.
+    give it up on the way. (The kernel zaps the shadow pages of L1's tables in the slot, too; in the model those are in
+    none.)
     """
     write_lock(kvm.mmu_lock)
     gfn_range = KvmGfnRange(slot, slot.base_gfn, slot.base_gfn + slot.npages, True)
