@@ -40,7 +40,8 @@ class Loop(NamedTuple):
 
 
 class Loops:
-    """The states of one program in which it may go round, and what was found of them in the present pass."""
+    """The states of one program in which it may go round, as far as the present pass has seen them, and what any pass
+    has found."""
 
     def __init__(self, machine: Machine, tick: Callable[[], None]) -> None:
         self.machine = machine
