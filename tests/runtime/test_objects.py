@@ -25,6 +25,7 @@ from interleaf.runtime import (
     the,
 )
 from interleaf.runtime.cells import SERIAL_BITS
+from interleaf.runtime.objects import show
 
 
 class Inner(Object):
@@ -54,6 +55,12 @@ def run(body: Any) -> Any:
     while task in execution.unfinished and not (execution.steps and execution.steps[-1].fatal):
         assert execution.step(task) is not None
     return [violation for step in execution.steps for violation in step.violations], execution
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0x1000, "0x1000"), (255, "255"), (True, "True")])
+def test_values_are_shown_for_people(value: Any, shown: str) -> None:
+    assert show(value).startswith(shown)
+    assert show(test_values_are_shown_for_people) == "test_values_are_shown_for_people"
 
 
 def test_fields_start_with_their_defaults_and_keep_what_is_written() -> None:

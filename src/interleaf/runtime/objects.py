@@ -17,6 +17,7 @@ its fields may be used between `new` and `free` only.
 from __future__ import annotations
 
 import enum
+import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
@@ -440,7 +441,7 @@ def show(value: Value) -> str:
         return hex(value)
     if isinstance(value, enum.Enum):
         return value.name
-    return str(value)
+    return value.__name__ if isinstance(value, types.FunctionType) else str(value)
 
 
 _created: Array[int] = Array(0)
