@@ -207,7 +207,7 @@ def holding() -> None:
     spin_unlock(store.lock)
 
 
-def test_a_task_gives_way_where_it_must_wait_and_where_it_is_paused() -> None:
+def test_a_task_gives_way_where_it_must_wait_and_where_it_is_stopped() -> None:
     def setup() -> None:
         spawn(holding, name="one")
         spawn(holding, name="other")
@@ -218,7 +218,7 @@ def test_a_task_gives_way_where_it_must_wait_and_where_it_is_paused() -> None:
 
     def listen(task: Task, record: object) -> None:
         heard.append(task.name)
-        run.pause()
+        run.stop()
 
     world.listener = listen
     one, other = run.unfinished
@@ -273,7 +273,7 @@ def test_a_task_may_make_as_many_objects_as_it_likes_and_nothing_grows() -> None
     world = LiveWorld()
     number = 4 << SERIAL_BITS
     run = Live(world, lambda: spawn(making, number, name="maker"))
-    world.listener = lambda _task, _record: run.pause()
+    world.listener = lambda _task, _record: run.stop()
     (maker,) = run.unfinished
     sizes = []
     for turn in range(number + 1):

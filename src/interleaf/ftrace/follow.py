@@ -84,4 +84,4 @@ class LiveDriver(Driver):
         return ran
 
     def _reacted(self) -> None:
-        self.live.pause()
+        self.live.stop()

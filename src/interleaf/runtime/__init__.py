@@ -10,6 +10,7 @@ The parts, in reading order:
 * `operations`  what a task can do in one indivisible action, and how a model declares more of it;
 * `execution`   one run, step by step, from a schedule;
 * `live`        a run that is followed and not searched, as long as it likes;
+* `rewind`      the same, for who wants to go back, and to know which operations depend on each other;
 * `races`       happens-before detection of data races in one run;
 * `findings`    a violated property.
 
@@ -45,6 +46,7 @@ from .operations import (
     write_marked,
     write_plain,
 )
+from .rewind import Rewind, RewindMemory, RewindWorld
 from .values import Value, canonical
 
 __all__ = [
@@ -61,6 +63,9 @@ __all__ = [
     "Move",
     "Object",
     "Plain",
+    "Rewind",
+    "RewindMemory",
+    "RewindWorld",
     "Schedule",
     "Step",
     "StepLimit",

@@ -121,6 +121,12 @@ class Direct(Protocol):
     def call(self, run: Callable[..., Value], arguments: tuple[Value, ...]) -> Value:
         """Perform the operation whose body is `run`."""
 
+    def ask(self, question: Callable[..., R], *arguments: Any) -> R:
+        """The answer to a question that depends on more than the results of operations. No operation."""
+
+    def next_changed(self, obj: Any, name: str, start: int, end: int) -> int | None:
+        """The first index, start <= index < end, of an element of an array that is not as it started."""
+
 
 class Note(NamedTuple):
     """A line of the story, in the words of the model."""
@@ -158,8 +164,6 @@ class Carrier:
         self.codes: list[types.CodeType | None] = []
         self.notes: list[Note] | None = None
         """What the model says while it runs; None when nobody listens."""
-        self.log: list[Value] | None = None
-        """Results of all operations so far, to begin again with; None when nobody wants to."""
         self._numbers = world.frames
         self._function = function
         self._arguments = tuple(arguments)
@@ -192,8 +196,6 @@ class Carrier:
 
     def resume(self, result: Value) -> Op:
         """Give the pending operation its result and run up to the next."""
-        if self.log is not None:
-            self.log.append(result)
         self.fold(result)
         return self._switch(result)
 

@@ -5,7 +5,7 @@ that happens once needs none of that. Here a task performs its operations itself
 journal nor footprint, and gives way only when
 
 * its operation has to wait (a lock is held, a grace period is not over);
-* somebody who follows the run wants to look (`pause`, from a `World.listener`);
+* somebody who follows the run wants to look (`stop`, from a `World.listener`);
 * it has performed as many operations as it was allowed.
 
 The operations and the model's code are those of an ordinary execution, so what follows from a schedule is the same. A
@@ -23,7 +23,7 @@ import sys
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from greenlet import getcurrent
 
@@ -34,6 +34,8 @@ from .memory import ALIVE, BLOCK, NOTHING_HELD, Memory, held_locks
 from .objects import Object
 from .operations import Task, end_task, intern_task
 from .values import Value
+
+R = TypeVar("R")
 
 FOREVER = 1 << 62
 """Operations that a task may perform, unless the caller says otherwise."""
@@ -145,6 +147,8 @@ class LiveMemory(Memory):
         super().__init__(world)
         self.left = FOREVER
         """Operations that the running task may still perform."""
+        self.spared = 0
+        """Operations that it was allowed, and will not perform, because somebody has stopped it."""
 
     # What tasks call
 
@@ -180,6 +184,19 @@ class LiveMemory(Memory):
         self.left -= 1
         result = run(self, *arguments)
         return self._wait(run, arguments) if result is BLOCK else result
+
+    def ask(self, question: Callable[..., R], *arguments: Any) -> R:
+        """The answer to a question that depends on more than the results of operations."""
+        return question(*arguments)
+
+    def next_changed(self, obj: Object, name: str, start: int, end: int) -> int | None:
+        """The first index, start <= index < end, of an element of an array that is not as it started."""
+        cells = obj.__dict__["_cells"]
+        for index in range(start, end):
+            cell = cells.get((name, index))
+            if cell is not None and cell.value != cell.default:
+                return index
+        return None
 
     def _wait(self, run: Callable[..., Value], arguments: tuple[Value, ...]) -> Value:
         """Let others run until the operation, which could not happen, has happened."""
@@ -246,6 +263,10 @@ class LiveCarrier(Carrier):
         self.ended = False
         self.stopped: list[Violation] = []
         """The fatal violation that has stopped the task, if one has."""
+        self.begin()
+
+    def begin(self) -> None:
+        """Stand where the function begins."""
         self._greenlet = TaskGreenlet(self._live)
         self._greenlet.carrier = self
 
@@ -281,9 +302,12 @@ class Live:
     `setup` runs alone, to its end, as the task "setup". After that `run` runs the task of the caller's choice.
     """
 
+    world: LiveWorld
+    _memory: LiveMemory
+
     def __init__(self, world: LiveWorld, setup: Callable[[], object]) -> None:
         self.world = world
-        self._memory = LiveMemory(world)
+        self._memory = self._make_memory()
         self.memory: Memory = self._memory
         self.violations: list[Violation] = []
         """What has been found; whoever has seen it may clear it."""
@@ -308,7 +332,7 @@ class Live:
     def run(self, task: Task, operations: int = FOREVER) -> int:
         """Run `task` until it gives way or ends, for so many operations at the most (at least 1).
 
-        Returns how many it has performed; its end is one. 0: it has to wait, has been stopped, or was paused again.
+        Returns how many it has performed; its end is one. 0: it has to wait, or a fatal violation has stopped it.
         """
         carrier = self._carriers.get(task.index)
         if carrier is None or carrier.task is not task:
@@ -317,22 +341,22 @@ class Live:
             return 0
         memory = self._memory
         memory.task = task.index
-        memory.left = operations
+        memory.left, memory.spared = operations, 0
         carrier.proceed()
         self.violations.extend(carrier.stopped)
         self.violations.extend(memory.warnings)
         memory.warnings.clear()
         if carrier.ended:
-            del self._carriers[task.index]
-            self.world.leave_task(task)
+            self._end(carrier)
         for started, function, arguments in memory.spawned:
             self._begin(started, function, arguments)
         memory.spawned.clear()
-        return operations - memory.left
+        return operations - memory.left - memory.spared
 
-    def pause(self) -> None:
-        """In a task, called by whoever listens to what the model traces: `run` returns here."""
-        give_way()
+    def stop(self) -> None:
+        """Called by whoever listens to what a task traces: `run` returns before the task performs another operation."""
+        self._memory.spared += self._memory.left
+        self._memory.left = 0
 
     def calls(self, task: Task) -> tuple[tuple[str, int, str], ...]:
         """File, line and function of the model code that is active in the task, innermost first."""
@@ -349,4 +373,14 @@ class Live:
             raise ModelError(f"two tasks are called {task}; give each a name of its own.")
         while len(self.memory.held) <= task.index:
             self.memory.held.append(NOTHING_HELD)
-        self._carriers[task.index] = LiveCarrier(self._memory, task, function, arguments)
+        self._carriers[task.index] = self._make_carrier(task, function, arguments)
+
+    def _end(self, carrier: LiveCarrier) -> None:
+        del self._carriers[carrier.task.index]
+        self.world.leave_task(carrier.task)
+
+    def _make_memory(self) -> LiveMemory:
+        return LiveMemory(self.world)
+
+    def _make_carrier(self, task: Task, function: Callable[..., Any], arguments: tuple[Value, ...]) -> LiveCarrier:
+        return LiveCarrier(self._memory, task, function, arguments)

@@ -253,15 +253,13 @@ class Array(Generic[T]):
         """The indices of the elements in `obj` that any execution has touched; all others are as they started."""
         return [key[1] for key in obj.__dict__["_cells"] if isinstance(key, tuple) and key[0] == self.name]
 
-    def next_touched(self, obj: Object, start: int, end: int) -> int | None:
+    def next_changed(self, obj: Object, start: int, end: int) -> int | None:
         """In a task: the first index from `start` on, before `end`, whose element may not be as it started any more.
 
         That is known in a live run only; where other executions count, it is `start`.
         """
-        if running().direct is None:
-            return start
-        cells, name = obj.__dict__["_cells"], self.name
-        return next((index for index in range(start, end) if (name, index) in cells), None)
+        direct = running().direct
+        return start if direct is None else direct.ask(direct.next_changed, obj, self.name, start, end)
 
     @overload
     def __get__(self, obj: None, owner: type) -> Self: ...

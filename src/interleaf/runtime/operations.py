@@ -271,7 +271,10 @@ def the(cls: type[O]) -> O:
 
 def object_of(cls: type[O], serial: int) -> O:
     """The object of `cls` whose `serial` this is: from a made-up address back to the object. No operation."""
-    return by_serial(running().world, cls, serial)
+    carrier = running()
+    if carrier.direct is not None:
+        return cast("O", carrier.direct.ask(by_serial, carrier.world, cls, serial))
+    return by_serial(carrier.world, cls, serial)
 
 
 def check(name: str, condition: bool, message: str, subject: Object | None = None) -> None:

@@ -151,7 +151,7 @@ def _seek(
         end = gfn_round_for_level(inside, level + 1) + pages_per_entry(level + 1)
         found = next_entry(gfns, start, end, level)
         if sideways and gfns is None and found is not None:
-            found = _next_touched(pt_path[-1], found, level)
+            found = _next_changed(pt_path[-1], found, level)
         if found is not None:
             break
         if len(pt_path) == 1:
@@ -169,8 +169,8 @@ def _seek(
     )
 
 
-def _next_touched(sp: KvmMmuPage, gfn: int, level: int) -> int | None:
+def _next_changed(sp: KvmMmuPage, gfn: int, level: int) -> int | None:
     """The first gfn, from `gfn` on, of an entry of `sp` that can have been written; None if there is none."""
     start = index_of(gfn, level)
-    index = KvmMmuPage.spt.next_touched(sp, start, ENTRIES_PER_TABLE)
+    index = KvmMmuPage.spt.next_changed(sp, start, ENTRIES_PER_TABLE)
     return None if index is None else gfn + (index - start) * pages_per_entry(level)
