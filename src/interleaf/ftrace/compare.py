@@ -21,10 +21,11 @@ from interleaf.kvm.kvm_host import KvmMmuPage, KvmParams, KvmVcpu
 from . import records
 from .assists import Assists
 from .divergences import Divergences
-from .drive import Driver, Reaction, Thread
+from .drive import Driver, Thread
+from .flows import Flows
 from .follow import LiveDriver
-from .lookups import Flow, Lookups
-from .matching import Frames, Rule, kind_of, mismatch, show
+from .lookups import Lookups
+from .matching import Frames, Rule, kind_of, mismatch
 from .options import Options, options_of
 from .orders import InOrder, Orders, OutOfOrder
 from .outcome import Result
@@ -46,6 +47,16 @@ GIVE_UP = 20
 """Divergences after which the model is not driven any further: all later events count as divergent."""
 
 
+def heeded(event: records.Event) -> bool:
+    """Does an event tell of anything that the model does? Others are left out."""
+    match event.record:
+        case records.Mark() | records.KvmPageFault() | records.KvmEntry() | records.KvmUserspaceExit():
+            return True
+        case records.HvaRange() | records.Hva() | records.Kprobe(symbol="svm_load_mmu_pgd"):
+            return True
+    return kind_of(event.record) is not None
+
+
 class Comparison:
     """One comparison: feed it the events of a trace."""
 
@@ -56,27 +67,25 @@ class Comparison:
         self._params = options.vms
         self._assists = Assists(driver, NPT if options.platform.paging is Paging.NPT else EPT)
         self._snapshots = snapshots
-        self._flows: dict[int, Flow] = {}
         self._slots = Slots()
         self._ahead: deque[records.Event] = deque()
         self._closing = False
         self._divergences = Divergences(self.driver, self.frames, self.result)
         self._lookups = Lookups(self.driver, self.frames, self._slots, self._ahead)
+        self.flows = Flows(driver, self.frames, self._lookups, self._diverge)
         self._orders = Orders(driver, self) if isinstance(driver, SteppedDriver) else InOrder(self)
         self.driver.foresee = self._foresee
 
     def run(self, events: Iterable[records.Event]) -> Result:
         """Compare a whole trace."""
-        source = iter(events)
-        for event in source:
+        for event in filter(heeded, events):
             self._ahead.append(event)
             if len(self._ahead) >= AHEAD:
                 self._orders.next()
         while self._ahead:
             self._orders.next()
         if self.result.divergent < GIVE_UP:
-            for pid in list(self._flows):
-                self._settle(pid, None)
+            self.flows.settle_all(None)
         return self.result
 
     # what a search for another order needs
@@ -97,35 +106,20 @@ class Comparison:
 
     def keep(self) -> Callable[[], None]:
         """What is known of the trace so far; to call the answer brings it back."""
-        flows = {pid: flow.copy() for pid, flow in self._flows.items()}
+        flows, result = self.flows.keep(), self.result.keep()
         slots, params, closing = dict(self._slots.slots), self._params, self._closing
-        result = self.result.keep()
 
         def bring_back() -> None:
-            self._flows = {pid: flow.copy() for pid, flow in flows.items()}
+            flows()
             self._slots.slots = dict(slots)
             self._params, self._closing = params, closing
             result()
 
         return bring_back
 
-    def busy(self) -> list[int]:
-        """The threads of the trace that are in the middle of something."""
-        idle = self.driver.idle
-        return [pid for pid, flow in self._flows.items() if not idle(flow.thread) or flow.nested]
-
-    def several(self) -> bool:
-        """Has more than one thread of the trace done anything?"""
-        return len(self._flows) > 1
-
-    def threads(self, pid: int) -> tuple[Thread, ...]:
-        """The threads that do what this thread of the trace does."""
-        flow = self._flows.get(pid)
-        return () if flow is None else (flow.thread, *flow.nested)
-
     def _foresee(self, thread: Thread) -> None:
         """A thread takes steps before its next event has its turn: what that event tells is known already."""
-        for pid, flow in self._flows.items():
+        for pid, flow in self.flows.known.items():
             event = self._next_of(pid) if thread is flow.thread or thread in flow.nested else None
             if event is not None:
                 self._lookups.reveal(flow, event)
@@ -133,7 +127,7 @@ class Comparison:
 
     def _next_of(self, pid: int) -> records.Event | None:
         for event in islice(self._ahead, FORESIGHT):
-            if event.task.pid == pid and not isinstance(event.record, records.KvmExit):
+            if event.task.pid == pid:
                 return event
         return None
 
@@ -159,17 +153,11 @@ class Comparison:
             case records.KvmEntry():
                 self._enter(event, record.vcpu_id)
             case records.KvmUserspaceExit():
-                self._settle(pid, event)
+                self.flows.settle(pid, event)
             case records.HvaRange() | records.Hva() if self.driver.kvm is not None and not self._closing:
                 self._notify(event)
             case records.Kprobe(symbol="svm_load_mmu_pgd"):
                 self._load_pgd(event, record)
-
-    def _flow(self, pid: int) -> Flow:
-        flow = self._flows.get(pid)
-        if flow is None:
-            flow = self._flows[pid] = Flow(self.driver.thread())
-        return flow
 
     def _compare(self, event: records.Event) -> None:
         """The kernel did something: so must the model."""
@@ -177,15 +165,16 @@ class Comparison:
         if self.driver.kvm is None:
             self._diverge(event, "the trace has not told of the VM: no memslot was set before this")
             return
-        flow = self._flow(event.task.pid)
+        flow = self.flows.of(event.task.pid)
         self._lookups.reveal(flow, event)
         rules = [Rule.AD_BITS] if self._assists.before(event) else []
-        reaction = self._next_reaction(flow, event)
+        reaction = self.flows.next_reaction(flow, event)
         if reaction is None:
-            self._diverge(event, "the model does nothing more here" + self._why())
+            self._diverge(event, "the model does nothing more here" + self.driver.complaint())
             self._divergences.follow(event)
             return
-        reaction = self._assists.of_other_table(event, self._assists.read_again(flow.thread, event, reaction), rules)
+        reaction = self._assists.read_again(flow.thread, event, reaction)
+        reaction = self._assists.of_other_table(event, reaction, rules)
         wrong = mismatch(event, reaction, self.frames, rules)
         if wrong is not None:
             self._diverge(event, wrong)
@@ -197,132 +186,44 @@ class Comparison:
         else:
             self.result.matched += 1
 
-    def _why(self) -> str:
-        found = "; ".join(list(self.driver.violations)[-2:])
-        return f" ({found})" if found else ""
-
-    def _next_reaction(self, flow: Flow, event: records.Event) -> Reaction | None:
-        driver = self.driver
-        while flow.nested:
-            if driver.advance(flow.nested[-1]):
-                return driver.reaction(flow.nested[-1])
-            if not driver.idle(flow.nested[-1]):
-                return None
-            driver.give_back(flow.nested.pop())
-        if driver.advance(flow.thread):
-            return driver.reaction(flow.thread)
-        if not driver.idle(flow.thread):
-            return None
-        flow.fault_hva = None
-        if flow.next is None:
-            while driver.wander():
-                pass
-            stray = driver.stray()
-            if stray is not None:
-                return stray
-        self._begin_unmarked(flow, event)
-        return driver.reaction(flow.thread) if driver.advance(flow.thread) else None
-
-    def _begin_unmarked(self, flow: Flow, event: records.Event) -> None:
-        """A thread reacts to something that the trace does not name."""
-        record = event.record
-        if flow.next is not None:
-            command, flow.next = flow.next, None
-            self.driver.begin(flow.thread, *command)
-            return
-        vcpu = self.driver.vcpu(flow.vcpu)
-        if isinstance(record, records.KvmMmuSpteRequested):
-            if flow.faulting:
-                return
-            self._lookups.begin(flow, record.gfn)
-            self.driver.begin(flow.thread, "prefault", vcpu, record.gfn, 1)
-            self._lookups.reveal(flow, event)
-        else:
-            self._look_for_requests(flow, vcpu)
-            self.driver.begin(flow.thread, "enter", vcpu)
-
-    def _look_for_requests(self, flow: Flow, vcpu: KvmVcpu) -> None:
-        self.driver.looked(flow.thread, KvmVcpu.requests.cell(vcpu), KvmVcpu.mmu_root.cell(vcpu))
-
-    def _settle(self, pid: int, event: records.Event | None) -> None:
-        """A thread has come to the end of what it was doing: so must the model have."""
-        flow = self._flows.get(pid)
-        if flow is None:
-            return
-        for thread in (*reversed(flow.nested), flow.thread):
-            self._finish(flow, thread, event)
-        for nested in flow.nested:
-            if self.driver.idle(nested):
-                self.driver.give_back(nested)
-        flow.nested.clear()
-        flow.faulting = False
-
-    def _finish(self, flow: Flow, thread: Thread, event: records.Event | None) -> None:
-        driver = self.driver
-        if thread is flow.thread and flow.fault_hva is not None and not driver.idle(thread):
-            driver.finish(thread)
-            self._lookups.end(flow, event)
-        while not driver.idle(thread):
-            if driver.advance(thread):
-                self._surplus(driver.reaction(thread), event)
-            elif not driver.idle(thread):
-                if event is not None:
-                    self._diverge(event, "the model is still waiting for something" + self._why())
-                if thread is flow.thread:
-                    flow.thread = driver.thread()  # the other one waits for ever
-                return
-
-    def _surplus(self, reaction: Reaction, event: records.Event | None) -> None:
-        if event is not None:
-            self._diverge(event, f"the model does more before this: {show(reaction, self.frames)}")
-
     # stimuli
 
     def _fault(self, event: records.Event, record: records.KvmPageFault) -> None:
-        self._settle(event.task.pid, event)
+        self.flows.settle(event.task.pid, event)
         if self.driver.kvm is None:
             return
-        flow = self._flow(event.task.pid)
+        flow = self.flows.of(event.task.pid)
         flow.vcpu = record.vcpu_id or 0
         flow.faulting = True
         vcpu = self.driver.vcpu(flow.vcpu)
         if self.driver.memory.peek(KvmVcpu.mmu_root.cell(vcpu)) is None:
-            self._ready(flow, event)
+            self.flows.ready(flow, event)
         gfn = record.fault_address >> 12
         self._lookups.begin(flow, gfn)
         self.driver.begin(flow.thread, "fault", vcpu, gfn, record.error_code)
 
-    def _ready(self, flow: Flow, event: records.Event) -> KvmVcpu:
-        """The thread's vCPU, with all done that there is to do before it enters the guest."""
-        vcpu = self.driver.vcpu(flow.vcpu)
-        self._look_for_requests(flow, vcpu)
-        if self.driver.must_prepare(vcpu):
-            self.driver.begin(flow.thread, "enter", vcpu)
-            self._finish(flow, flow.thread, event)
-        return vcpu
-
     def _enter(self, event: records.Event, vcpu_id: int) -> None:
-        self._settle(event.task.pid, event)
+        self.flows.settle(event.task.pid, event)
         if self.driver.kvm is None:
             return
-        flow = self._flow(event.task.pid)
+        flow = self.flows.of(event.task.pid)
         flow.vcpu = vcpu_id
-        self._ready(flow, event)
+        self.flows.ready(flow, event)
 
     def _load_pgd(self, event: records.Event, record: records.Kprobe) -> None:
         root = record.value("root")
-        self._settle(event.task.pid, event)
+        self.flows.settle(event.task.pid, event)
         if root is None or self.driver.kvm is None:
             return
-        flow = self._flow(event.task.pid)
-        vcpu = self._ready(flow, event)
+        flow = self.flows.of(event.task.pid)
+        vcpu = self.flows.ready(flow, event)
         mine = self.driver.memory.peek(KvmVcpu.mmu_root.cell(vcpu))
         if isinstance(mine, KvmMmuPage) and not self.frames.bind(mine.pfn, root >> 12):
             self._diverge(event, f"the model's vCPU keeps the root {self.frames.real[mine.pfn]:x}")
 
     def _notify(self, event: records.Event) -> None:
         record, kvm = event.record, self.driver.kvm
-        flow = self._flow(event.task.pid)
+        flow = self.flows.of(event.task.pid)
         if isinstance(record, records.HvaRange):
             start, end = record.start >> 12, -(-record.end >> 12)
             name = "unmap" if event.name == "kvm_unmap_hva_range" else "age"
@@ -334,27 +235,7 @@ class Comparison:
             command = "test age", kvm, record.hva >> 12
         else:
             return
-        self._inside(flow, event, command)
-
-    def _inside(self, flow: Flow, event: records.Event, command: tuple[object, ...]) -> None:
-        """Do something in a thread, inside of whatever it is doing."""
-        driver = self.driver
-        while flow.nested:
-            self._finish(flow, flow.nested[-1], event)
-            driver.give_back(flow.nested.pop())
-        if driver.idle(flow.thread):
-            driver.begin(flow.thread, *command)
-            return
-        if flow.fault_hva is not None:
-            if driver.advance(flow.thread):  # it comes to where it asks the host for the page
-                self._surplus(driver.reaction(flow.thread), event)
-        else:
-            self._finish(flow, flow.thread, event)
-            driver.begin(flow.thread, *command)
-            return
-        nested = driver.thread()
-        flow.nested.append(nested)
-        driver.begin(nested, *command)
+        self.flows.interrupt(flow, event, command)
 
     def _mark(self, event: records.Event) -> None:
         marker = marker_of(event)
@@ -363,48 +244,47 @@ class Comparison:
         pid = event.task.pid
         number = snapshot_number(event)
         if number is not None and number in self._snapshots:
-            for other in list(self._flows):
-                self._settle(other, event)
+            self.flows.settle_all(event)
             tables = compare_tables(self.driver, self.frames, self._snapshots[number], self._assists.volatile)
             self.result.snapshots.append(tables)
             return
         change = slot_change_of(event)
         if change is not None:
-            self._settle(pid, event)
+            self.flows.settle(pid, event)
             self._change_slot(event, change)
             return
         driver = self.driver
         if driver.kvm is None:
             return
-        flow = self._flow(pid)
+        flow = self.flows.of(pid)
         match marker.word:
             case "GET_DIRTY_LOG":
-                self._settle(pid, event)
+                self.flows.settle(pid, event)
                 driver.begin(flow.thread, "get dirty log", driver.kvm, marker.number("slot") or 0)
             case "RING":
                 flow.next = "reset dirty rings", driver.kvm
             case "RESET_DIRTY_RINGS" | "VM_CLOSED":
                 if flow.next is not None:
-                    self._settle(pid, event)
+                    self.flows.settle(pid, event)
                     command, flow.next = flow.next, None
                     driver.begin(flow.thread, *command)
-                self._settle(pid, event)
+                self.flows.settle(pid, event)
             case "STEP" if marker.text.startswith("CLEAR_DIRTY_LOG mask "):
-                self._settle(pid, event)
+                self.flows.settle(pid, event)
                 flow.next = self._clearing(marker)
             case "CLEAR_DONE":
-                self._settle(pid, event)
+                self.flows.settle(pid, event)
             case "VM_DESTROY":
-                self._settle(pid, event)
+                self.flows.settle(pid, event)
                 self._closing = True
                 flow.next = "destroy VM", driver.kvm
             case "VM_DESTROYED":
-                self._settle(pid, event)
+                self.flows.settle(pid, event)
                 driver.forget_vm()
                 self._slots.slots = {}
                 self._closing = False
             case "GET_DIRTY_LOG_DONE" | "SLOT_DONE" | "PREFAULT":
-                self._settle(pid, event)
+                self.flows.settle(pid, event)
 
     def _clearing(self, marker: Marker) -> tuple[object, ...] | None:
         written = re.match(r"CLEAR_DIRTY_LOG mask (?:0x)?([0-9a-f]{1,16})\b", marker.text)
@@ -419,7 +299,7 @@ class Comparison:
         return None
 
     def _change_slot(self, event: records.Event, change: SlotChange) -> None:
-        driver, flow = self.driver, self._flow(event.task.pid)
+        driver, flow = self.driver, self.flows.of(event.task.pid)
         if driver.kvm is None:
             driver.create_vm(flow.thread, self._params[0] if self._params else KvmParams())
             self._params = self._params[1:]
@@ -440,7 +320,7 @@ class Comparison:
             driver.begin(flow.thread, "set flags", driver.kvm, change.slot, change.flags)
 
     def _diverge(self, event: records.Event, reason: str) -> None:
-        flow = self._flows.get(event.task.pid)
+        flow = self.flows.known.get(event.task.pid)
         self._divergences.add(event, reason, (flow.nested or [flow.thread])[-1] if flow is not None else None)
 
 

@@ -310,6 +310,11 @@ class Driver(ABC):
             latest.setdefault(name, obeys)
         return tuple(name if obeys else f"not {name}" for name, obeys in latest.items())
 
+    def complaint(self) -> str:
+        """What the model has violated last, to be added to what is told of a divergence."""
+        found = "; ".join(list(self.violations)[-2:])
+        return f" ({found})" if found else ""
+
     def forget_vm(self) -> None:
         """The VM is gone."""
         self.memory.set(Machine.kvm.cell(self._machine), None)

@@ -7,7 +7,7 @@ the host to decide, so it is taken from what the kernel did with it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from interleaf.hw.page_table import PG_LEVEL_4K
 from interleaf.kvm.kvm_host import KVM_PFN_NOSLOT
@@ -37,7 +37,7 @@ class Flow:
     """Its vCPU has left the guest because of a fault."""
 
     def copy(self) -> Flow:
-        return replace(self, nested=list(self.nested))
+        return Flow(self.thread, list(self.nested), self.fault_hva, self.next, self.vcpu, self.faulting)
 
 
 class Lookups:

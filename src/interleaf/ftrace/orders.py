@@ -10,7 +10,7 @@ far they come; a bound is set to how many are tried, and to how far back it goes
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -19,19 +19,21 @@ from typing import Protocol, TypeAlias
 from interleaf.runtime import Task
 
 from . import records
-from .drive import Thread
+from .flows import Flows
 from .outcome import Result
-from .rewind import Mark
 from .stepping import Detour, SteppedDriver, Taken
 
-WINDOW = 6_000
-"""Steps over which the comparison can go back, while several threads are in the middle of something."""
+WINDOW = 15_000
+"""Operations over which the comparison can go back, while several threads are in the middle of something."""
 
 DROPPED = 512
 """Events that leave the window before their past is forgotten."""
 
+REACHES = 40, 1 << 62
+"""Events before one that does not fit, in which another order is looked for: first here, then there."""
+
 TRIALS = 200
-"""Orders that are tried for one event."""
+"""Orders that are tried for one event, each time."""
 
 CHILDREN = 64
 """Orders that are made of one that has failed, by moving one thread's steps."""
@@ -47,6 +49,7 @@ class Compared(Protocol):
     """What is compared event by event, and can go back (`compare.Comparison`)."""
 
     result: Result
+    flows: Flows
 
     def more(self) -> bool: ...
 
@@ -56,26 +59,20 @@ class Compared(Protocol):
 
     def keep(self) -> Callable[[], None]: ...
 
-    def busy(self) -> list[int]: ...
-
-    def several(self) -> bool: ...
-
-    def threads(self, pid: int) -> tuple[Thread, ...]: ...
-
 
 @dataclass(slots=True)
 class Moment:
     """The moment before an event was compared, and what was done for the event."""
 
-    mark: Mark
+    mark: int
     bring_back: Callable[[], None]
     event: records.Event | None = None
     tasks: frozenset[Task] = frozenset()
     """Those that act for the thread of the event."""
     detours: tuple[Detour, ...] = ()
     taken: list[Taken] = field(default_factory=list)
-    steps: int = 0
-    """Steps that were taken until then."""
+    operations: int = 0
+    """Operations that were performed until then."""
 
 
 class OutOfOrder(Exception):
@@ -93,7 +90,7 @@ class InOrder:
         compared = self._compared
         divergent = compared.result.divergent
         compared.next()
-        if compared.result.divergent > divergent and compared.several():
+        if compared.result.divergent > divergent and len(compared.flows.known) > 1:
             raise OutOfOrder
 
     def explains(self) -> bool:
@@ -122,17 +119,17 @@ class Orders:
         compared = self._compared
         if not self._fits(()):
             self._search()
-        first = min((self._latest[pid] for pid in compared.busy()), default=self._position) + 1
-        window, steps = self._window, self._driver.steps
-        keep = WINDOW if not window or steps - window[0].steps <= WINDOW else WINDOW // 2
-        while window and (self._first() < first or (len(window) > 1 and steps - window[0].steps > keep)):
+        first = min((self._latest[pid] for pid in compared.flows.busy()), default=self._position) + 1
+        window, now = self._window, self._driver.operations
+        keep = WINDOW if not window or now - window[0].operations <= WINDOW else WINDOW // 2
+        while window and (self._first() < first or (len(window) > 1 and now - window[0].operations > keep)):
             window.popleft()
             self._dropped += 1
         if not window:
             self._forget()
         elif self._dropped >= DROPPED:
             self._dropped = 0
-            self._driver.past.forget(window[0].mark, [moment.mark for moment in window])
+            self._driver.past.forget(window[0].mark)
 
     def _forget(self) -> None:
         self._window.clear()
@@ -147,8 +144,8 @@ class Orders:
     def _fits(self, detours: tuple[Detour, ...]) -> bool:
         driver, compared = self._driver, self._compared
         if not self._window:
-            driver.steps = 0
-        moment = Moment(driver.past.mark(), compared.keep(), detours=detours, steps=driver.steps)
+            driver.operations = 0
+        moment = Moment(driver.past.now, compared.keep(), detours=detours, operations=driver.operations)
         self._window.append(moment)
         driver.go_round(detours)
         if driver.taken is not None:
@@ -157,7 +154,7 @@ class Orders:
         moment.event = event = compared.next()
         driver.go_round(())
         self._latest[event.task.pid] = self._position
-        moment.tasks = frozenset(thread.task for thread in compared.threads(event.task.pid))
+        moment.tasks = frozenset(thread.task for thread in compared.flows.threads(event.task.pid))
         self._position += 1
         return compared.result.divergent == divergent
 
@@ -174,19 +171,16 @@ class Orders:
             events.append(event)
             self._position -= 1
         self._driver.past.back(moment.mark)
-        self._driver.steps = moment.steps
+        self._driver.operations = moment.operations
         moment.bring_back()
         self._compared.again(reversed(events))
 
     def _search(self) -> None:
         """The last event of the window does not fit: is there another order in which it does?"""
-        driver = self._driver
         failed, start = self._position - 1, self._first()
         before = tuple((start + n, detour) for n, moment in enumerate(self._window) for detour in moment.detours)
         self._explained.add(failed)
-        driver.taken = []
-        found = self._try_all(before, failed, start)
-        driver.taken = None
+        found = any(self._try_all(before, failed, max(start, failed - reach)) for reach in REACHES)
         if not found:
             self._explained.discard(failed)
             self._back(start)
@@ -197,6 +191,13 @@ class Orders:
         self._compared.result.orders += found
 
     def _try_all(self, before: Plan, failed: int, start: int) -> bool:
+        """Try orders that differ from that in which the event did not fit from event `start` on."""
+        self._driver.taken = []
+        found = self._find(before, failed, start)
+        self._driver.taken = None
+        return found
+
+    def _find(self, before: Plan, failed: int, start: int) -> bool:
         waiting: list[tuple[int, int, int, Plan]] = [(0, 0, 0, before)]
         seen, number = {before}, 0
         executed: Plan | None = None
@@ -231,28 +232,26 @@ class Orders:
         driver.taken = further
         for thread in driver.busy():
             driver.ahead(thread.task)
-        start = self._first()
-        steps = [(start + n, step) for n, moment in enumerate(self._window) for step in moment.taken]
-        steps += [(self._position, step) for step in further]
         found: dict[tuple[int, int, Detour], tuple[bool, int]] = {}
-        firsts: Counter[tuple[Task, int]] = Counter()
-        ranks = []
-        for position, step in steps:
-            segment = step.task, self._since(step.task, position)
-            ranks.append(firsts[segment])
-            firsts[segment] += 1
-        for late in range(len(steps) - 1, 0, -1):
-            position, step = steps[late]
-            since = self._since(step.task, position)
+        firsts: dict[tuple[Task, int], int] = {}
+        uses: dict[object, list[int]] = {}
+        """What was read or changed -> by which steps."""
+        steps = self._taken(further)
+        for late, (_position, since, step) in enumerate(steps):
+            first = firsts.setdefault((step.task, since), step.length)
             racing = []
-            for early in range(late - 1, -1, -1):
-                where, other = steps[early]
-                if where <= since:
-                    break
-                if where < self._position and other.task is not step.task and other.conflicts(step):
-                    racing.append((where, other))
-            for where, other in racing[:1] + racing[1:][-1:]:
-                rank = min(ranks[late], len(steps) - late)
+            for what in (*step.reads, *step.writes):
+                for early in reversed(uses.setdefault(what, [])):
+                    where, _, other = steps[early]
+                    if where <= since:
+                        break
+                    conflict = what in other.writes or what in step.writes
+                    if conflict and where < self._position and other.task is not step.task:
+                        racing.append(early)
+                uses[what].append(late)
+            for early in {max(racing), min(racing)} if racing else ():
+                where, _, other = steps[early]
+                rank = min(step.length - first, len(steps) - late)
                 key = where, other.round, Detour(other.at, step.task, step.length)
                 likely = step.task in mine or other.task in mine
                 found[key] = min(found.get(key, (True, rank)), (not likely, rank))
@@ -265,13 +264,16 @@ class Orders:
             if later or same[made:]:
                 yield (*earlier, *same[:made], (where, detour))
 
-    def _since(self, task: Task, position: int) -> int:
-        """The number of the event after which the task takes the steps that it takes for event `position`."""
-        start = self._first()
-        for number in range(min(position, self._position) - 1, start - 1, -1):
-            if task in self._window[number - start].tasks:
-                return number
-        return start - 1
+    def _taken(self, further: list[Taken]) -> list[tuple[int, int, Taken]]:
+        """The operations since event `start`, and `further` ones: each with the number of the event for which it was
+        performed, and of the task's previous event, after which it may have been."""
+        found = []
+        number = start = self._first()
+        latest: dict[Task, int] = {}
+        for number, moment in enumerate(self._window, start):
+            found += [(number, latest.get(step.task, start - 1), step) for step in moment.taken]
+            latest.update(dict.fromkeys(moment.tasks, number))
+        return found + [(number + 1, latest.get(step.task, start - 1), step) for step in further]
 
 
 def _first_difference(one: Plan, other: Plan, last: int) -> int:

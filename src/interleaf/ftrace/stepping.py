@@ -1,53 +1,51 @@
-"""The driver that takes one step of the model at a time, and can go back: it is for traces whose threads act on each
-other, where the order of their steps has to be looked for (`orders`).
+"""The driver that can go back, and take the operations of the model in other orders: it is for traces whose threads act
+on each other, where the order has to be looked for (`orders`).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from interleaf.hw.platform import Platform
 from interleaf.kvm.design import Design
 from interleaf.linux.rwlock import asks_to_yield
-from interleaf.runtime import Execution, Task, World
+from interleaf.runtime import Rewind, RewindMemory, RewindWorld, Task
+from interleaf.runtime.carrier import Op
 from interleaf.runtime.cells import Cell
 from interleaf.runtime.operations import Choose
+from interleaf.runtime.rewind import Access
 
 from .drive import Driver, Thread
-from .rewind import Past
 
-PATIENCE = 20_000
-"""Steps between two reactions after which the model is taken to be stuck."""
+PATIENCE = 1_000_000
+"""Operations between two reactions after which the model is taken to be stuck."""
 
-HELP = 1_000
-"""Steps of others while a thread waits, after which it is taken to wait for what they do not do."""
+HELP = 20_000
+"""Operations of others while a thread waits, after which it is taken to wait for what they do not do."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Taken:
-    """A step that was taken, and the cells that it depends on."""
+    """An operation that was performed, and what it depends on."""
 
     at: int
-    """How many steps were taken before it for the same event, not counting those of others."""
+    """How many operations were performed before it for the same event, not counting those of others."""
     round: int
     """How many detours were made before it for the same event."""
     task: Task
     length: int
-    """Operations that the task had done after it."""
-    reads: int
-    writes: int
-
-    def conflicts(self, later: Taken) -> bool:
-        """Does it matter which of the two comes first?"""
-        return bool(self.writes & (later.reads | later.writes) or self.reads & later.writes)
+    """Operations that the task had performed after it."""
+    reads: set[object]
+    writes: set[object]
 
 
 @dataclass(frozen=True, slots=True)
 class Detour:
-    """Before the step of that number, another task takes its steps until it has done so many operations."""
+    """Before the operation of that number, another task performs its own until it has performed so many."""
 
     at: int
     task: Task
@@ -55,34 +53,36 @@ class Detour:
 
 
 class SteppedDriver(Driver):
-    """One machine with one process, a step at a time."""
+    """One machine with one process, in a live run of the model that can go back."""
 
     def __init__(self, design: Design, platform: Platform) -> None:
         self.taken: list[Taken] | None = None
-        """The steps that are taken, while somebody wants to know."""
+        """The operations that are performed, while somebody wants to know."""
         self.detours: deque[Detour] = deque()
         self.rounds = 0
         """Detours that have been made since they were set."""
-        self.steps = 0
-        """Steps that were taken in all."""
+        self.operations = 0
+        """Operations that were performed in all."""
         self.clock = 0
-        """Steps since the detours were set."""
-        super().__init__(design, platform, World())
+        """Operations since the detours were set, not counting those of others."""
+        self.past = RewindWorld()
+        super().__init__(design, platform, self.past)
 
     def _start(self, setup: Callable[[], None]) -> list[Task]:
-        self.run = Execution(self.world, setup, step_limit=1 << 62)
-        self.memory = self.run.memory
-        self.past = Past(self.run)
-        return self.run.unfinished
+        self.live = Rewind(self.past, setup)
+        assert isinstance(self.live.memory, RewindMemory)
+        self.memory: RewindMemory = self.live.memory
+        self.memory.decide = self._decide
+        return self.live.unfinished
 
     def note(self, undo: Callable[..., object], *arguments: Any) -> None:
         self.past.note(undo, *arguments)
 
     def _rests(self, thread: Thread) -> None:
-        self.past.rest(thread.task)
+        self.live.rest(thread.task)
 
     def _reacted(self) -> None:
-        """Its step goes on: the next one is somebody else's decision."""
+        self.live.stop()
 
     def _listen(self, task: Task, record: object) -> None:
         if not self.past.repeating:
@@ -94,35 +94,40 @@ class SteppedDriver(Driver):
         self.clock = self.rounds = 0
 
     def advance(self, thread: Thread) -> bool:
-        steps = helped = 0
+        left, helped = PATIENCE, 0
         while not thread.reactions:
-            if self.idle(thread) or steps > PATIENCE or helped > HELP:
+            if left <= 0 or helped > HELP or self.idle(thread):
                 return False
-            if self._step(thread.task):
+            self._go_round()
+            ran = self._run(thread.task, min(left, self.detours[0].at - self.clock) if self.detours else left, True)
+            left -= ran
+            if ran:
                 helped = 0
-            elif self._asks_host(thread.task) or not self._others(thread.task):
+            elif self._asks_host() or not self._others(thread.task):
                 return False
             else:
                 helped += 1
-            steps += 1
         return True
 
     def wander(self) -> bool:
         if self.strays:
             return False
-        return any(self._step(self.world.tasks[index]) for index in list(self.run.pending) if index not in self._mine)
+        return any(self._run(task, PATIENCE) for task in self.live.unfinished if task.index not in self._mine)
 
     def ahead(self, task: Task, length: int | None = None) -> None:
-        """Let a task take steps before its turn: until it has done `length` operations, reacts, or has to wait."""
+        """Let a task act before its turn: until it has performed `length` operations, reacts, or has to wait."""
+        if not self.live.has(task):
+            return
         thread = self._mine.get(task.index)
-        if thread is not None:
-            if thread.reactions or self.idle(thread):
-                return
-            self.foresee(thread)
-        for _ in range(PATIENCE):
-            if task.index not in self.run.pending or (length is not None and self.past.length(task) >= length):
-                return
-            if (thread is not None and (thread.reactions or self.idle(thread))) or not self._take(task):
+        operations = PATIENCE if length is None else length - self.live.done(task)
+        while operations > 0:
+            if thread is not None:
+                if thread.reactions or self.idle(thread):
+                    return
+                self.foresee(thread)
+            ran = self._run(task, operations)
+            operations -= ran
+            if not ran or not self.live.has(task):
                 return
 
     def busy(self) -> list[Thread]:
@@ -132,58 +137,43 @@ class SteppedDriver(Driver):
     def looked(self, thread: Thread, *cells: Cell) -> None:
         self._go_round()
         if self.taken is not None:
-            reads = 0
-            for cell in cells:
-                reads |= cell.bit
-            self.taken.append(Taken(self.clock, self.rounds, thread.task, self.past.length(thread.task), reads, 0))
+            done = self.live.done(thread.task)
+            self.taken.append(Taken(self.clock, self.rounds, thread.task, done, set(cells), set()))
 
     def site(self, thread: Thread) -> str:
-        op = self.run.pending.get(thread.task.index)
-        return op.site[2] if op is not None else ""
+        return next((function for _file, _line, function in self.live.calls(thread.task)), "")
 
-    def _asks_host(self, task: Task) -> bool:
-        """Does the task look at the host's mappings, of which the trace has to tell?"""
-        op = self.run.pending.get(task.index)
-        return op is not None and op.focus is not None and op.focus.owner is self.mm
+    def _asks_host(self) -> bool:
+        """Does the task that has just not run look at the host's mappings, of which the trace has to tell?"""
+        return any(cell.owner is self.mm for cell in self.memory.waits_for)
 
     def _others(self, waiting: Task) -> bool:
-        """A step of somebody else: of a task that the model has started by itself, of a thread that has what is waited
-        for, or of another one; of none further than to its next reaction."""
-        op = self.run.pending[waiting.index]
-        wanted = op.focus.bit if op.focus is not None else 0
+        """An operation of somebody else: of who has what is waited for, of a task that the model has started by itself,
+        or of another thread; of none further than to its next reaction."""
+        wanted = set(self.memory.waits_for)
         held = self.memory.held
 
-        def order(index: int) -> tuple[bool, bool]:
-            return index in self._mine, not held[index].any & wanted
+        def has(task: Task) -> bool:
+            return any(cell in wanted for cell, _exclusive in held[task.index].locks)
 
-        for index in sorted(self.run.pending, key=order):
-            task = self.world.tasks[index]
-            thread = self._mine.get(index)
+        for task in sorted(self.live.unfinished, key=lambda task: (not has(task), task.index in self._mine)):
+            thread = self._mine.get(task.index)
             if task is waiting:
                 continue
             if thread is not None:
                 if thread.reactions or self.idle(thread):
                     continue
                 self.foresee(thread)
-            if self._take(task, self._yielding(task) if held[index].any & wanted else ()):
+            self.memory.contended = has(task)
+            ran = self._run(task, 1)
+            self.memory.contended = False
+            if ran:
                 return True
         return False
 
-    def _yielding(self, task: Task) -> Iterator[int]:
-        """The choices of a task that holds what another one waits for: it yields where it can."""
-        while True:
-            op = self.run.pending[task.index]
-            yield int(isinstance(op, Choose) and asks_to_yield(op))
-
-    def _step(self, task: Task) -> bool:
-        """A step of a task whose turn it is."""
-        self._go_round()
-        if task.index not in self.run.pending:
-            return False
-        if not self._take(task):
-            return False
-        self.clock += 1
-        return True
+    def _decide(self, choice: Op) -> int:
+        """A task that holds what another one waits for yields where it can; other choices are 0."""
+        return int(self.memory.contended and isinstance(choice, Choose) and asks_to_yield(choice))
 
     def _go_round(self) -> None:
         while self.detours and self.detours[0].at <= self.clock:
@@ -191,15 +181,25 @@ class SteppedDriver(Driver):
             self.ahead(detour.task, detour.length)
             self.rounds += 1
 
-    def _take(self, task: Task, choices: Iterable[int] = ()) -> bool:
-        if not self.past.step(task, choices):
-            return False
-        self.steps += 1
-        step = self.run.steps.pop()
-        if self.taken is not None:
-            reads = step.reads | self.memory.further
-            self.taken.append(Taken(self.clock, self.rounds, task, self.past.length(task), reads, step.writes))
-        for violation in step.violations:
+    def _run(self, task: Task, operations: int, turn: bool = False) -> int:
+        live, memory = self.live, self.memory
+        memory.accesses = accesses = None if self.taken is None else list[Access]()
+        before = live.done(task)
+        ran = live.run(task, operations)
+        memory.accesses = None
+        for number, parts in groupby(accesses or (), lambda access: access.operation):
+            self._took(self.clock + (number - 1) * turn, task, before + number, parts)
+        self.operations += ran
+        self.clock += ran * turn
+        for violation in live.violations:
             self.past.note(self.violations.pop)
             self.violations.append(f"{violation.rule}: {violation.message}")
-        return not step.fatal
+        live.violations.clear()
+        return ran
+
+    def _took(self, at: int, task: Task, length: int, accesses: Iterable[Access]) -> None:
+        assert self.taken is not None
+        taken = Taken(at, self.rounds, task, length, set(), set())
+        for access in accesses:
+            (taken.writes if access.write else taken.reads).add(access.what)
+        self.taken.append(taken)
