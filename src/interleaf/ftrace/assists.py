@@ -25,15 +25,14 @@ class Assists:
         match record:
             case records.KvmTdpMmuSpteChanged():
                 return assist(record.level, record.gfn, record.old_spte, volatile)
-            case records.KvmMmuSetSpte():
-                return assist(record.level, record.gfn, record.spte, volatile)
             case records.FastPageFault():
                 gfn = record.cr2_or_gpa >> 12
                 return any(assist(level, gfn, record.old_spte, volatile) for level in (1, 2, 3))
         return False
 
-    def read_again(self, thread: Thread, event: records.Event, reaction: Reaction) -> Reaction:
-        """kvm_mmu_set_spte does not tell what was written, but what is in the entry when the event is written."""
+    def read_again(self, thread: Thread, event: records.Event, reaction: Reaction, rules: list[Rule]) -> Reaction:
+        """kvm_mmu_set_spte does not tell what was written, but what is in the entry when the event is written; the
+        processor may have set bits in between."""
         said, mine = event.record, reaction.record
         if not isinstance(said, records.KvmMmuSetSpte) or not isinstance(mine, model.SetSpte):
             return reaction
@@ -42,6 +41,10 @@ class Assists:
             return reaction
         self._driver.looked(thread, KvmMmuPage.spt.element(sp, index))
         now = self._driver.entry(sp, index)
+        if now != said.spte and now & PRESENT and now | said.spte & self.volatile == said.spte:
+            now = said.spte
+            self._driver.set_entry(sp, index, now)
+            rules.append(Rule.AD_BITS)
         return reaction._replace(record=mine._replace(spte=now)) if now == said.spte else reaction
 
     def of_other_table(self, event: records.Event, reaction: Reaction, rules: list[Rule]) -> Reaction:

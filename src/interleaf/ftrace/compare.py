@@ -173,7 +173,7 @@ class Comparison:
             self._diverge(event, "the model does nothing more here" + self.driver.complaint())
             self._divergences.follow(event)
             return
-        reaction = self._assists.read_again(flow.thread, event, reaction)
+        reaction = self._assists.read_again(flow.thread, event, reaction, rules)
         reaction = self._assists.of_other_table(event, reaction, rules)
         wrong = mismatch(event, reaction, self.frames, rules)
         if wrong is not None:
