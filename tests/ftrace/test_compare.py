@@ -12,16 +12,48 @@ from tests.ftrace.carried import TRACES, name_of, snapshots_of, trace_of
 
 DESIGNS = {"6.1": "v6.1", "6.12": "v6.12"}
 LARGE = "w08"
-"""Two vCPUs at once: large, so that only what is named here is compared."""
+"""Two vCPUs at once."""
 
-RACES = ["6.1/icount/w08c_stress_notifier", "6.12/icount/w08c_stress_notifier"]
-"""Notifiers that meet faults of two vCPUs: only other orders than that of the events explain all of them."""
+TOGETHER = [
+    f"{kernel}/{run}" for kernel in ("6.1", "6.12") for run in ("icount/w08_stress_dummy", "icount/w08e_race_fresh")
+] + ["6.1/runA/w08e_race_fresh"]
+"""Threads that act at the same time, in the order of their events."""
+
+RACES = [
+    f"{kernel}/{run}"
+    for kernel in ("6.1", "6.12")
+    for run in (
+        "icount/w08c_stress_notifier",
+        "runA/w08c_stress_notifier",
+        "runA/w08_stress_dummy",
+        "runA/w08b_stress_data",
+        "kprobes/w08e_race_fresh",
+    )
+] + ["6.12/runA/w08e_race_fresh", "6.12/kprobes/w08_stress_dummy", "6.12/kprobes/w08c_stress_notifier"]
+"""Only other orders than that of the events explain all of them."""
+
+LONG = [
+    "6.1/kprobes/w08b_stress_data",
+    "6.1/kprobes/w08c_stress_notifier",
+    "6.1/icount/w08b_stress_data",
+    "6.12/icount/w08b_stress_data",
+    "6.12/kprobes/w08b_stress_data",
+]
+"""Such ones for which it takes long to find them."""
+
+UNEXPLAINED = {"6.1/kprobes/w08_stress_dummy"}
+"""No order has been found that explains these: nothing is claimed of them."""
 
 SINGLE = [name for name in map(name_of, TRACES) if LARGE not in name]
 QUICK = [name for name in SINGLE if "/icount/" in name]
 """All but the repetitions on two CPUs and with probes."""
 
-CHOSEN = RACES + SINGLE if os.environ.get("INTERLEAF_ALL_TRACES") else RACES + QUICK
+ALL = bool(os.environ.get("INTERLEAF_ALL_TRACES"))
+CHOSEN = TOGETHER + RACES + (LONG + SINGLE if ALL else QUICK)
+
+
+def test_every_trace_is_compared_or_said_not_to_be() -> None:
+    assert sorted([*TOGETHER, *RACES, *LONG, *SINGLE, *UNEXPLAINED]) == sorted(map(name_of, TRACES))
 
 
 @pytest.mark.parametrize("name", CHOSEN)
@@ -35,7 +67,7 @@ def test_the_model_does_what_the_kernel_did(name: str) -> None:
     assert result.divergent == 0
     assert [snapshot.label for snapshot in result.snapshots if snapshot.differences] == []
     assert result.matched + sum(result.explained.values()) == result.events
-    assert (result.orders > 0) == (name in RACES)
+    assert (result.orders > 0) == (name in RACES + LONG)
     assert result.events > 50 or name == "6.1/icount/w18_zap_leafs"
 
 

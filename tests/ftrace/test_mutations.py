@@ -23,6 +23,8 @@ NAMES = {
     "w06b": "icount/w06b_dirty_manual",
     "w06c": "icount/w06c_dirty_ring",
     "w07e": "icount/w07e_log_from_start",
+    "w08b": "runA/w08b_stress_data",
+    "w08c": "runA/w08c_stress_notifier",
     "w09": "icount/w09_mmio",
     "w12": "icount/w12_mprotect",
 }
@@ -122,6 +124,13 @@ def mutations(kernel: str) -> list[Mutation]:
         ("w06b", CHANGED, 70, twice, 1),
         ("w06c", CHANGED, 80, bit("gfn", 3), 0),
         ("w07e", CHANGED, 40, bit("level", 3), 0),
+        # two vCPUs and more at once: whatever the order, it does not explain these
+        ("w08b", CHANGED, 3000, bit("new_spte", 2), 0),
+        ("w08c", CHANGED, 60, bit("new_spte", 2), 0),
+        ("w08c", CHANGED, 61, bit("gfn", 1), 0),
+        # the next line of 6.12 is another thread's
+        ("w08c", CHANGED, 90, without, int(kernel == "6.12")),
+        ("w08c", CHANGED, 120, bit("old_spte", 1 << 20), 0),
         ("w09", "mark_mmio_spte: ", 1, bit("gen", 2), 0),
         ("w09", "check_mmio_spte: ", 0, bit("spte", 8), 0),
         ("w09", CHANGED, 6, bit("new_spte", 1 << 52), 0),

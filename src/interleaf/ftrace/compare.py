@@ -84,11 +84,15 @@ class Comparison:
                 self._orders.next()
         while self._ahead:
             self._orders.next()
-        if self.result.divergent < GIVE_UP:
+        if self.goes_on():
             self.flows.settle_all(None)
         return self.result
 
     # what a search for another order needs
+
+    def goes_on(self) -> bool:
+        """Is the model still driven?"""
+        return self.result.divergent < GIVE_UP
 
     def more(self) -> bool:
         """Is there an event left?"""
@@ -134,7 +138,7 @@ class Comparison:
     # one event
 
     def _feed(self, event: records.Event) -> None:
-        if self.result.divergent >= GIVE_UP:
+        if not self.goes_on():
             reaction = kind_of(event.record) is not None
             self.result.events += reaction
             self.result.divergent += reaction

@@ -5,7 +5,8 @@ which of its steps. So the events allow many orders. The comparison takes the st
 when its next event has its turn. If then an event does not fit, it goes back, and lets a thread take some of its steps
 before those of another one with which they conflict (they touch the same cell, and one of them writes it), but never
 before the thread's previous event. What fits up to the event and beyond it is an explanation. Orders are tried by how
-far they come; a bound is set to how many are tried, and to how far back it goes. If none fits, the event diverges.
+far they come, near the event first; bounds are set to how many are tried, to how much is done for them, and to how far
+back it goes. If none fits, the event diverges.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ WINDOW = 15_000
 DROPPED = 512
 """Events that leave the window before their past is forgotten."""
 
-REACHES = 40, 1 << 62
-"""Events before one that does not fit, in which another order is looked for: first here, then there."""
+REACHES = (40, 40), (WINDOW, 20), (40, 200), (WINDOW, 200)
+"""Another order is looked for in so many events before one that does not fit, and so many are tried: near, where most
+are found, then as far as it can go back; if a few do not help, many are tried."""
 
-TRIALS = 200
-"""Orders that are tried for one event, each time."""
+EFFORT = 500_000
+"""Operations that are performed for that, each time, before the rest is given up."""
 
 CHILDREN = 64
 """Orders that are made of one that has failed, by moving one thread's steps."""
@@ -50,6 +52,8 @@ class Compared(Protocol):
 
     result: Result
     flows: Flows
+
+    def goes_on(self) -> bool: ...
 
     def more(self) -> bool: ...
 
@@ -117,7 +121,7 @@ class Orders:
     def next(self) -> None:
         """Compare the next event."""
         compared = self._compared
-        if not self._fits(()):
+        if not self._fits(()) and compared.goes_on():
             self._search()
         first = min((self._latest[pid] for pid in compared.flows.busy()), default=self._position) + 1
         window, now = self._window, self._driver.operations
@@ -162,7 +166,9 @@ class Orders:
         return self._position - len(self._window)
 
     def _back(self, position: int) -> None:
-        """Go back to the moment before an event in the window."""
+        """Go back to the moment before an event in the window, or before the next one."""
+        if position == self._position:
+            return
         moment = self._window[position - self._first()]
         events = []
         while self._position > position:
@@ -180,7 +186,15 @@ class Orders:
         failed, start = self._position - 1, self._first()
         before = tuple((start + n, detour) for n, moment in enumerate(self._window) for detour in moment.detours)
         self._explained.add(failed)
-        found = any(self._try_all(before, failed, max(start, failed - reach)) for reach in REACHES)
+        found = False
+        for number, (reach, orders) in enumerate(REACHES):
+            near = max(start, failed - reach)
+            if number:
+                self._back(start)
+                self._follow(before, near - 1)
+            found = self._try_all(before, failed, near, orders)
+            if found:
+                break
         if not found:
             self._explained.discard(failed)
             self._back(start)
@@ -190,19 +204,20 @@ class Orders:
             moment.taken.clear()
         self._compared.result.orders += found
 
-    def _try_all(self, before: Plan, failed: int, start: int) -> bool:
-        """Try orders that differ from that in which the event did not fit from event `start` on."""
+    def _try_all(self, before: Plan, failed: int, start: int, orders: int) -> bool:
+        """Try so many orders that differ from that in which the event did not fit from event `start` on."""
         self._driver.taken = []
-        found = self._find(before, failed, start)
+        found = self._find(before, failed, start, orders)
         self._driver.taken = None
         return found
 
-    def _find(self, before: Plan, failed: int, start: int) -> bool:
+    def _find(self, before: Plan, failed: int, start: int, orders: int) -> bool:
         waiting: list[tuple[int, int, int, Plan]] = [(0, 0, 0, before)]
         seen, number = {before}, 0
         executed: Plan | None = None
-        for _ in range(TRIALS):
-            if not waiting:
+        limit = self._driver.performed + EFFORT
+        for _ in range(orders):
+            if not waiting or self._driver.performed > limit:
                 return False
             _reached, depth, _number, plan = heappop(waiting)
             self._back(start if executed is None else _first_difference(executed, plan, self._position - 1))

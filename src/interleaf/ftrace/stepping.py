@@ -24,7 +24,7 @@ from .drive import Driver, Thread
 PATIENCE = 1_000_000
 """Operations between two reactions after which the model is taken to be stuck."""
 
-HELP = 20_000
+HELP = 5_000
 """Operations of others while a thread waits, after which it is taken to wait for what they do not do."""
 
 
@@ -62,6 +62,8 @@ class SteppedDriver(Driver):
         self.rounds = 0
         """Detours that have been made since they were set."""
         self.operations = 0
+        """Operations that were performed since somebody set this, and are not undone."""
+        self.performed = 0
         """Operations that were performed in all."""
         self.clock = 0
         """Operations since the detours were set, not counting those of others."""
@@ -190,6 +192,7 @@ class SteppedDriver(Driver):
         for number, parts in groupby(accesses or (), lambda access: access.operation):
             self._took(self.clock + (number - 1) * turn, task, before + number, parts)
         self.operations += ran
+        self.performed += ran
         self.clock += ran * turn
         for violation in live.violations:
             self.past.note(self.violations.pop)
