@@ -121,11 +121,14 @@ class Comparison:
 
         return bring_back
 
-    def _foresee(self, thread: Thread) -> None:
-        """A thread takes steps before its next event has its turn: what that event tells is known already."""
+    def _foresee(self, thread: Thread, bold: bool = False) -> None:
+        """A thread acts before its next event has its turn: what that event tells is known already. `bold`: it may
+        begin what the event would make it begin."""
         for pid, flow in self.flows.known.items():
             event = self._next_of(pid) if thread is flow.thread or thread in flow.nested else None
             if event is not None:
+                if bold:
+                    self.flows.begin_early(thread, event)
                 self._lookups.reveal(flow, event)
                 self._assists.before(event)
 

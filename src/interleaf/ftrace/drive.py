@@ -114,7 +114,7 @@ class Driver(ABC):
         self._mine = {thread.task.index: thread for thread in self._free}
         self.strays: deque[Reaction] = deque()
         """Reactions of tasks that the model has started by itself."""
-        self.foresee: Callable[[Thread], None] = lambda _thread: None
+        self.foresee: Callable[..., None] = lambda _thread, _bold=False: None
         """Called before another thread than that whose turn it is takes a step."""
         mm = self.memory.peek(Machine.mm.cell(machine))
         assert isinstance(mm, Mm)

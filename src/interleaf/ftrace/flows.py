@@ -15,6 +15,12 @@ from .drive import Driver, Reaction, Thread
 from .lookups import Flow, Lookups
 from .matching import Frames, show
 
+_UNPREPARED = (
+    *(records.KvmPageFault, records.KvmUserspaceExit, records.KvmMmuSpteRequested),
+    *(records.HvaRange, records.Hva),
+)
+"""Before these, a vCPU does not look for what it has been asked for."""
+
 
 class Flows:
     """All threads of a trace, by pid. `diverge` is told of an event at which the model differs, and why."""
@@ -89,7 +95,7 @@ class Flows:
             command, flow.next = flow.next, None
             self._driver.begin(flow.thread, *command)
             return
-        vcpu = self._driver.vcpu(flow.vcpu)
+        vcpu = self._driver.vcpu(flow.vcpu or 0)
         if isinstance(record, records.KvmMmuSpteRequested):
             if flow.faulting:
                 return
@@ -98,19 +104,33 @@ class Flows:
             self._lookups.reveal(flow, event)
         else:
             self._look_for_requests(flow, vcpu)
-            self._driver.begin(flow.thread, "enter", vcpu)
+            if self._driver.idle(flow.thread):
+                self._driver.begin(flow.thread, "enter", vcpu)
 
     def _look_for_requests(self, flow: Flow, vcpu: KvmVcpu) -> None:
         self._driver.looked(flow.thread, KvmVcpu.requests.cell(vcpu), KvmVcpu.mmu_root.cell(vcpu))
 
     def ready(self, flow: Flow, event: records.Event) -> KvmVcpu:
         """The thread's vCPU, with all done that there is to do before it enters the guest."""
-        vcpu = self._driver.vcpu(flow.vcpu)
+        vcpu = self._driver.vcpu(flow.vcpu or 0)
         self._look_for_requests(flow, vcpu)
+        if not self._driver.idle(flow.thread):
+            self._finish(flow, flow.thread, event)
         if self._driver.must_prepare(vcpu):
             self._driver.begin(flow.thread, "enter", vcpu)
             self._finish(flow, flow.thread, event)
         return vcpu
+
+    def begin_early(self, thread: Thread, event: records.Event) -> None:
+        """A thread that does nothing, and of which `event` is the next, does what its vCPU has been asked for."""
+        flow = self.known[event.task.pid]
+        vcpus = self._driver.vcpus()
+        if thread is not flow.thread or not self._driver.idle(thread) or flow.faulting:
+            return
+        if flow.vcpu is None or flow.vcpu >= len(vcpus) or isinstance(event.record, _UNPREPARED):
+            return
+        if self._driver.must_prepare(vcpus[flow.vcpu]):
+            self._driver.begin(thread, "enter", vcpus[flow.vcpu])
 
     def interrupt(self, flow: Flow, event: records.Event, command: tuple[object, ...]) -> None:
         """Do something in a thread, inside of whatever it is doing."""

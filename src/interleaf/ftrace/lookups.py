@@ -32,7 +32,8 @@ class Flow:
     """A fault waits for the trace to say what the host has there."""
     next: tuple[object, ...] | None = None
     """What it will do when it reacts again."""
-    vcpu: int = 0
+    vcpu: int | None = None
+    """The vCPU that it runs; None if it has not run one."""
     faulting: bool = False
     """Its vCPU has left the guest because of a fault."""
 

@@ -22,7 +22,7 @@ from interleaf.runtime import Task
 from . import records
 from .flows import Flows
 from .outcome import Result
-from .stepping import Detour, SteppedDriver, Taken
+from .stepping import PATIENCE, Detour, SteppedDriver, Taken
 
 WINDOW = 15_000
 """Operations over which the comparison can go back, while several threads are in the middle of something."""
@@ -30,9 +30,9 @@ WINDOW = 15_000
 DROPPED = 512
 """Events that leave the window before their past is forgotten."""
 
-REACHES = (40, 40), (WINDOW, 20), (40, 200), (WINDOW, 200)
+REACHES = (40, 40, False), (WINDOW, 20, False), (40, 20, True), (40, 200, False), (WINDOW, 200, False)
 """Another order is looked for in so many events before one that does not fit, and so many are tried: near, where most
-are found, then as far as it can go back; if a few do not help, many are tried."""
+are found; then as far as it can go back; then boldly (`SteppedDriver.ahead`). If a few do not help, many are tried."""
 
 EFFORT = 500_000
 """Operations that are performed for that, each time, before the rest is given up."""
@@ -187,14 +187,16 @@ class Orders:
         before = tuple((start + n, detour) for n, moment in enumerate(self._window) for detour in moment.detours)
         self._explained.add(failed)
         found = False
-        for number, (reach, orders) in enumerate(REACHES):
+        for number, (reach, orders, bold) in enumerate(REACHES):
             near = max(start, failed - reach)
             if number:
                 self._back(start)
                 self._follow(before, near - 1)
+            self._driver.bold = bold
             found = self._try_all(before, failed, near, orders)
             if found:
                 break
+        self._driver.bold = False
         if not found:
             self._explained.discard(failed)
             self._back(start)
@@ -245,8 +247,9 @@ class Orders:
         mine = self._window[-1].tasks
         further: list[Taken] = []
         driver.taken = further
-        for thread in driver.busy():
-            driver.ahead(thread.task)
+        flows = self._compared.flows
+        for thread in [thread for pid in flows.known for thread in flows.threads(pid)]:
+            driver.ahead(thread.task, None, driver.bold)
         found: dict[tuple[int, int, Detour], tuple[bool, int]] = {}
         firsts: dict[tuple[Task, int], int] = {}
         uses: dict[object, list[int]] = {}
@@ -267,9 +270,10 @@ class Orders:
             for early in {max(racing), min(racing)} if racing else ():
                 where, _, other = steps[early]
                 rank = min(step.length - first, len(steps) - late)
-                key = where, other.round, Detour(other.at, step.task, step.length)
                 likely = step.task in mine or other.task in mine
-                found[key] = min(found.get(key, (True, rank)), (not likely, rank))
+                for length in (step.length, PATIENCE) if step.waits else (step.length,):
+                    key = where, other.round, Detour(other.at, step.task, length, driver.bold)
+                    found[key] = min(found.get(key, (True, rank)), (not likely, rank))
         for key in sorted(found, key=lambda key: found[key])[:CHILDREN]:
             where, made, detour = key
             earlier = tuple(each for each in plan if each[0] < where)

@@ -41,6 +41,8 @@ class Taken:
     """Operations that the task had performed after it."""
     reads: set[object]
     writes: set[object]
+    waits: bool = False
+    """It could not be performed, and would have been."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class Detour:
     at: int
     task: Task
     length: int
+    bold: bool = False
+    """As in `SteppedDriver.ahead`."""
 
 
 class SteppedDriver(Driver):
@@ -58,6 +62,8 @@ class SteppedDriver(Driver):
     def __init__(self, design: Design, platform: Platform) -> None:
         self.taken: list[Taken] | None = None
         """The operations that are performed, while somebody wants to know."""
+        self.bold = False
+        """Operations for which tasks wait are told, too."""
         self.detours: deque[Detour] = deque()
         self.rounds = 0
         """Detours that have been made since they were set."""
@@ -105,10 +111,12 @@ class SteppedDriver(Driver):
             left -= ran
             if ran:
                 helped = 0
-            elif self._asks_host() or not self._others(thread.task):
+                continue
+            if self.bold and not helped:
+                self._waits(thread.task)
+            if self._asks_host() or not self._others(thread.task):
                 return False
-            else:
-                helped += 1
+            helped += 1
         return True
 
     def wander(self) -> bool:
@@ -116,25 +124,25 @@ class SteppedDriver(Driver):
             return False
         return any(self._run(task, PATIENCE) for task in self.live.unfinished if task.index not in self._mine)
 
-    def ahead(self, task: Task, length: int | None = None) -> None:
-        """Let a task act before its turn: until it has performed `length` operations, reacts, or has to wait."""
-        if not self.live.has(task):
-            return
-        thread = self._mine.get(task.index)
-        operations = PATIENCE if length is None else length - self.live.done(task)
-        while operations > 0:
-            if thread is not None:
-                if thread.reactions or self.idle(thread):
-                    return
-                self.foresee(thread)
-            ran = self._run(task, operations)
-            operations -= ran
-            if not ran or not self.live.has(task):
+    def ahead(self, task: Task, length: int | None = None, bold: bool = False) -> None:
+        """Let a task act before its turn: until it has performed `length` operations, reacts, or has to wait. `bold`:
+        it may begin something, and (with `length`) whoever has what it waits for goes on until it gives that up."""
+        thread = self._mine.get(task.index) if self.live.has(task) else None
+        if thread is not None and not thread.reactions:
+            self.foresee(thread, bold)
+        helped = 0
+        while self.live.has(task) and not (thread is not None and (thread.reactions or self.idle(thread))):
+            left = PATIENCE if length is None else length - self.live.done(task)
+            if left <= 0:
                 return
-
-    def busy(self) -> list[Thread]:
-        """Threads that have something to do."""
-        return [thread for thread in self._mine.values() if not self.idle(thread)]
+            if self._run(task, left):
+                helped = 0
+                continue
+            if bold and not helped:
+                self._waits(task)
+            if not bold or length is None or helped > HELP or not self._others(task, True):
+                return
+            helped += 1
 
     def looked(self, thread: Thread, *cells: Cell) -> None:
         self._go_round()
@@ -149,9 +157,9 @@ class SteppedDriver(Driver):
         """Does the task that has just not run look at the host's mappings, of which the trace has to tell?"""
         return any(cell.owner is self.mm for cell in self.memory.waits_for)
 
-    def _others(self, waiting: Task) -> bool:
-        """An operation of somebody else: of who has what is waited for, of a task that the model has started by itself,
-        or of another thread; of none further than to its next reaction."""
+    def _others(self, waiting: Task, who_has: bool = False) -> bool:
+        """An operation of somebody else: of who has what is waited for, and (not with `who_has`) of a task that the
+        model has started by itself, or of another thread; of none further than to its next reaction."""
         wanted = set(self.memory.waits_for)
         held = self.memory.held
 
@@ -160,7 +168,7 @@ class SteppedDriver(Driver):
 
         for task in sorted(self.live.unfinished, key=lambda task: (not has(task), task.index in self._mine)):
             thread = self._mine.get(task.index)
-            if task is waiting:
+            if task is waiting or (who_has and not has(task)):
                 continue
             if thread is not None:
                 if thread.reactions or self.idle(thread):
@@ -180,7 +188,7 @@ class SteppedDriver(Driver):
     def _go_round(self) -> None:
         while self.detours and self.detours[0].at <= self.clock:
             detour = self.detours.popleft()
-            self.ahead(detour.task, detour.length)
+            self.ahead(detour.task, detour.length, detour.bold)
             self.rounds += 1
 
     def _run(self, task: Task, operations: int, turn: bool = False) -> int:
@@ -199,6 +207,13 @@ class SteppedDriver(Driver):
             self.violations.append(f"{violation.rule}: {violation.message}")
         live.violations.clear()
         return ran
+
+    def _waits(self, task: Task) -> None:
+        """A task cannot go on: whoever uses what it waits for is in its way."""
+        if self.taken is not None and self.live.has(task):
+            wanted: set[object] = {*self.memory.waits_for}
+            length = self.live.done(task) + 1
+            self.taken.append(Taken(self.clock, self.rounds, task, length, set(), wanted, True))
 
     def _took(self, at: int, task: Task, length: int, accesses: Iterable[Access]) -> None:
         assert self.taken is not None
