@@ -131,6 +131,8 @@ def mutations(kernel: str) -> list[Mutation]:
         # the next line of 6.12 is another thread's
         ("w08c", CHANGED, 90, without, int(kernel == "6.12")),
         ("w08c", CHANGED, 62, bit("old_spte", 1 << 20), 0),
+        # an event before it fits in another order only, in 6.1
+        ("w08c", REQUESTED, 163, bit("gfn", 4), 0),
         ("w09", "mark_mmio_spte: ", 1, bit("gen", 2), 0),
         ("w09", "check_mmio_spte: ", 0, bit("spte", 8), 0),
         ("w09", CHANGED, 6, bit("new_spte", 1 << 52), 0),

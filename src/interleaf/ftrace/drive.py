@@ -85,8 +85,8 @@ class Thread:
 
 
 class Driver(ABC):
-    """One machine with one process. How its threads run, whether at once (`follow`) or step by step (`stepping`), is
-    the business of a subclass."""
+    """One machine with one process. How its threads run, and whether it can go back (`stepping`) or not (`follow`),
+    is the business of a subclass."""
 
     memory: Memory
 

@@ -1,5 +1,5 @@
 """The driver that runs each thread of the model at once until its next reaction, and cannot go back: all that most
-traces need, many times as fast as step by step.
+traces need.
 """
 
 from __future__ import annotations

@@ -115,6 +115,8 @@ class Orders:
         """Events that are no longer in the window, and of which the past is still there."""
         self._latest: dict[int, int] = {}
         """The number of the latest event of each thread of the trace."""
+        self._best: tuple[int, Plan] = (0, ())
+        """The number of the event that did not fit in the order which has come farthest, and that order."""
         self._explained: set[int] = set()
         """Numbers of events in the window that were explained by another order."""
 
@@ -186,7 +188,7 @@ class Orders:
         failed, start = self._position - 1, self._first()
         before = tuple((start + n, detour) for n, moment in enumerate(self._window) for detour in moment.detours)
         self._explained.add(failed)
-        found = False
+        found, self._best = False, (failed, before)
         for number, (reach, orders, bold) in enumerate(REACHES):
             near = max(start, failed - reach)
             if number:
@@ -197,6 +199,9 @@ class Orders:
             if found:
                 break
         self._driver.bold = False
+        if not found and self._best[0] > failed:
+            self._back(start)
+            found = self._follow(self._best[1], failed)  # what does not fit comes later
         if not found:
             self._explained.discard(failed)
             self._back(start)
@@ -227,6 +232,8 @@ class Orders:
             if self._follow(plan, failed + BEYOND):
                 return True
             reached = self._position
+            if reached - 1 > self._best[0]:
+                self._best = reached - 1, plan
             for child in self._children(plan):
                 if child not in seen:
                     seen.add(child)
