@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 
-from interleaf.hw.platform import Paging
 from interleaf.kvm.design import Design
-from interleaf.kvm.kvm_host import KvmMmuPage, KvmParams, KvmVcpu
+from interleaf.kvm.kvm_host import KVM_MEM_LOG_DIRTY_PAGES, KvmMmuPage, KvmParams, KvmVcpu
 
 from . import records
+from .access import error_code_of
 from .assists import Assists
 from .divergences import Divergences
 from .drive import Driver, Reaction, Thread
@@ -28,12 +28,23 @@ from .matching import Frames, Rule, kind_of, mismatch, show
 from .options import Options, options_of
 from .orders import InOrder, Orders, OutOfOrder
 from .outcome import Result
-from .parameters import read_parameters
+from .parameters import Parameters, read_parameters
 from .reader import Trace
 from .snapshots import Snapshot, read_snapshots, snapshot_number
-from .spte import EPT, NPT
+from .spte import layout_for
 from .stepping import SteppedDriver
-from .stimuli import Marker, SlotChange, Slots, marker_of, slot_change_of
+from .stimuli import (
+    END_PROBES,
+    ROOT_PROBES,
+    SLOT_PROBES,
+    Marker,
+    Request,
+    SlotChange,
+    Slots,
+    marker_of,
+    slot_change_of,
+)
+from .unmarked import Unmarked
 from .walks import compare_tables
 
 AHEAD = 4096
@@ -54,7 +65,10 @@ class Comparison:
         self.result = Result(driver.design.name)
         self.frames = Frames(self.driver.note, self.driver.is_table)
         self._params = options.vms
-        self._assists = Assists(driver, NPT if options.platform.paging is Paging.NPT else EPT)
+        self._nx = options.nx_huge_pages
+        self._zaps = 0
+        """How often everything was zapped."""
+        self._assists = Assists(driver, layout_for(options.platform.paging))
         self._snapshots = snapshots
         self._flows: dict[int, Flow] = {}
         self._slots = Slots()
@@ -62,6 +76,7 @@ class Comparison:
         self._closing = False
         self._divergences = Divergences(self.driver, self.frames, self.result)
         self._lookups = Lookups(self.driver, self.frames, self._slots, self._ahead)
+        self._unmarked = Unmarked(self.driver, self._slots, self._ahead)
         self._orders = Orders(driver, self) if isinstance(driver, SteppedDriver) else InOrder(self)
         self.driver.foresee = self._foresee
 
@@ -98,13 +113,13 @@ class Comparison:
     def keep(self) -> Callable[[], None]:
         """What is known of the trace so far; to call the answer brings it back."""
         flows = {pid: flow.copy() for pid, flow in self._flows.items()}
-        slots, params, closing = dict(self._slots.slots), self._params, self._closing
+        slots, params, closing, zaps = dict(self._slots.slots), self._params, self._closing, self._zaps
         result = self.result.keep()
 
         def bring_back() -> None:
             self._flows = {pid: flow.copy() for pid, flow in flows.items()}
             self._slots.slots = dict(slots)
-            self._params, self._closing = params, closing
+            self._params, self._closing, self._zaps = params, closing, zaps
             result()
 
         return bring_back
@@ -162,8 +177,15 @@ class Comparison:
                 self._settle(pid, event)
             case records.HvaRange() | records.Hva() if self.driver.kvm is not None and not self._closing:
                 self._notify(event)
-            case records.Kprobe(symbol="svm_load_mmu_pgd"):
-                self._load_pgd(event, record)
+            case records.KvmExit(vcpu_id=vcpu_id) if vcpu_id is not None and self.driver.kvm is not None:
+                self._flow(pid).vcpu = vcpu_id
+            case records.Kprobe(symbol=symbol):
+                if symbol in ROOT_PROBES:
+                    self._load_pgd(event, record)
+                elif symbol in SLOT_PROBES:
+                    self._request(event)
+                elif symbol in END_PROBES and self.driver.kvm is not None and not self._closing:
+                    self._destroy(event)
 
     def _flow(self, pid: int) -> Flow:
         flow = self._flows.get(pid)
@@ -180,7 +202,9 @@ class Comparison:
         flow = self._flow(event.task.pid)
         self._lookups.reveal(flow, event)
         rules = [Rule.AD_BITS] if self._assists.before(event) else []
-        reaction = self._next_reaction(flow, event)
+        reaction = self._next_reaction(flow, event, rules)
+        if isinstance(event.record, records.KvmMmuZapAllFast):
+            self._zaps += 1
         if reaction is None:
             self._diverge(event, "the model does nothing more here" + self._why())
             self._divergences.follow(event)
@@ -201,7 +225,7 @@ class Comparison:
         found = "; ".join(list(self.driver.violations)[-2:])
         return f" ({found})" if found else ""
 
-    def _next_reaction(self, flow: Flow, event: records.Event) -> Reaction | None:
+    def _next_reaction(self, flow: Flow, event: records.Event, rules: list[Rule]) -> Reaction | None:
         driver = self.driver
         while flow.nested:
             if driver.advance(flow.nested[-1]):
@@ -220,26 +244,32 @@ class Comparison:
             stray = driver.stray()
             if stray is not None:
                 return stray
-        self._begin_unmarked(flow, event)
+        self._begin_unmarked(flow, event, rules)
         return driver.reaction(flow.thread) if driver.advance(flow.thread) else None
 
-    def _begin_unmarked(self, flow: Flow, event: records.Event) -> None:
+    def _begin_unmarked(self, flow: Flow, event: records.Event, rules: list[Rule]) -> None:
         """A thread reacts to something that the trace does not name."""
         record = event.record
         if flow.next is not None:
             command, flow.next = flow.next, None
             self.driver.begin(flow.thread, *command)
             return
-        vcpu = self.driver.vcpu(flow.vcpu)
+        requested = isinstance(record, records.KvmMmuSpteRequested)
+        if requested and flow.faulting:
+            return
+        self._look_for_requests(flow, self.driver.vcpu(flow.vcpu))
+        command = self._unmarked.command(flow, event, self._nx_huge_pages(1))
+        if command[0] != "enter":
+            rules.append(Rule.UNNAMED)
         if isinstance(record, records.KvmMmuSpteRequested):
-            if flow.faulting:
-                return
             self._lookups.begin(flow, record.gfn)
-            self.driver.begin(flow.thread, "prefault", vcpu, record.gfn, 1)
+        self.driver.begin(flow.thread, *command)
+        if requested:
             self._lookups.reveal(flow, event)
-        else:
-            self._look_for_requests(flow, vcpu)
-            self.driver.begin(flow.thread, "enter", vcpu)
+
+    def _nx_huge_pages(self, later: int = 0) -> bool:
+        """Are huge pages not executable on the host: now, or after so many zaps of everything more?"""
+        return self._nx[min(self._zaps + later, len(self._nx) - 1)]
 
     def _look_for_requests(self, flow: Flow, vcpu: KvmVcpu) -> None:
         self.driver.looked(flow.thread, KvmVcpu.requests.cell(vcpu), KvmVcpu.mmu_root.cell(vcpu))
@@ -283,14 +313,23 @@ class Comparison:
         if self.driver.kvm is None:
             return
         flow = self._flow(event.task.pid)
-        flow.vcpu = record.vcpu_id or 0
+        if record.vcpu_id is not None:
+            flow.vcpu = record.vcpu_id
         flow.faulting = True
         vcpu = self.driver.vcpu(flow.vcpu)
         if self.driver.memory.peek(KvmVcpu.mmu_root.cell(vcpu)) is None:
             self._ready(flow, event)
+        self._change_address_space(flow, event)
         gfn = record.fault_address >> 12
         self._lookups.begin(flow, gfn)
-        self.driver.begin(flow.thread, "fault", vcpu, gfn, record.error_code)
+        self.driver.begin(flow.thread, "fault", vcpu, gfn, error_code_of(record, self.driver.platform))
+
+    def _change_address_space(self, flow: Flow, event: records.Event) -> None:
+        """If the fault turns out to be in another address space, the vCPU has gone there before it."""
+        as_id = self._unmarked.as_id_of_fault(event)
+        if as_id is not None and as_id != self.driver.as_id(flow.vcpu):
+            self.driver.begin(flow.thread, *self._unmarked.mode(self.driver.vcpu(flow.vcpu), as_id))
+            self._finish(flow, flow.thread, event)
 
     def _ready(self, flow: Flow, event: records.Event) -> KvmVcpu:
         """The thread's vCPU, with all done that there is to do before it enters the guest."""
@@ -317,8 +356,23 @@ class Comparison:
         flow = self._flow(event.task.pid)
         vcpu = self._ready(flow, event)
         mine = self.driver.memory.peek(KvmVcpu.mmu_root.cell(vcpu))
-        if isinstance(mine, KvmMmuPage) and not self.frames.bind(mine.pfn, root >> 12):
+        if not isinstance(mine, KvmMmuPage):
+            return
+        known = self._root_in(root >> 12)
+        if known is not None and known is not mine:
+            self.driver.begin(flow.thread, *self._unmarked.switched(vcpu, known))
+            self._finish(flow, flow.thread, event)
+            mine = self.driver.memory.peek(KvmVcpu.mmu_root.cell(vcpu))
+        if not self.frames.bind(mine.pfn, root >> 12):
             self._diverge(event, f"the model's vCPU keeps the root {self.frames.real[mine.pfn]:x}")
+
+    def _root_in(self, frame: int) -> KvmMmuPage | None:
+        """The valid root of the model that stands for a frame."""
+        role = KvmMmuPage.role.cell
+        for sp in self.driver.tables_at(self.driver.platform.levels, 0):
+            if self.frames.real.get(sp.pfn) == frame and not self.driver.memory.peek(role(sp)).invalid:
+                return sp
+        return None
 
     def _notify(self, event: records.Event) -> None:
         record, kvm = event.record, self.driver.kvm
@@ -368,10 +422,8 @@ class Comparison:
             tables = compare_tables(self.driver, self.frames, self._snapshots[number], self._assists.volatile)
             self.result.snapshots.append(tables)
             return
-        change = slot_change_of(event)
-        if change is not None:
-            self._settle(pid, event)
-            self._change_slot(event, change)
+        if marker.word == "SLOT":
+            self._request(event)
             return
         driver = self.driver
         if driver.kvm is None:
@@ -380,7 +432,8 @@ class Comparison:
         match marker.word:
             case "GET_DIRTY_LOG":
                 self._settle(pid, event)
-                driver.begin(flow.thread, "get dirty log", driver.kvm, marker.number("slot") or 0)
+                slot = marker.number("slot") or 0
+                driver.begin(flow.thread, "get dirty log", driver.kvm, slot & 0xFFFF, slot >> 16)
             case "RING":
                 flow.next = "reset dirty rings", driver.kvm
             case "RESET_DIRTY_RINGS" | "VM_CLOSED":
@@ -400,9 +453,7 @@ class Comparison:
                 flow.next = "destroy VM", driver.kvm
             case "VM_DESTROYED":
                 self._settle(pid, event)
-                driver.forget_vm()
-                self._slots.slots = {}
-                self._closing = False
+                self._forget_vm()
             case "GET_DIRTY_LOG_DONE" | "SLOT_DONE" | "PREFAULT":
                 self._settle(pid, event)
 
@@ -415,29 +466,55 @@ class Comparison:
             if slot.flags & 1:
                 base = slot.gpa >> 12
                 gfns = tuple(base + bit for bit in range(mask.bit_length()) if mask >> bit & 1)
-                return "clear dirty log", self.driver.kvm, slot.slot, gfns
+                return "clear dirty log", self.driver.kvm, slot.id, gfns, slot.as_id
         return None
+
+    def _destroy(self, event: records.Event) -> None:
+        """A VM ends, or its process does, after which nobody can use it."""
+        self._settle(event.task.pid, event)
+        self._closing = True
+        self.driver.begin(self._flow(event.task.pid).thread, "destroy VM", self.driver.kvm)
+
+    def _forget_vm(self) -> None:
+        self.driver.forget_vm()
+        self._slots.slots = {}
+        self._closing = False
+
+    def _request(self, event: records.Event) -> None:
+        """User space sets a memslot."""
+        change = slot_change_of(event)
+        if change is None:
+            return
+        self._settle(event.task.pid, event)
+        if self._closing:  # KVM takes its own memslots away from a VM that ends
+            if not change.size:
+                return
+            for pid in list(self._flows):
+                self._settle(pid, event)
+            self._forget_vm()
+        if change.size or self.driver.kvm is not None:
+            self._change_slot(event, change)
 
     def _change_slot(self, event: records.Event, change: SlotChange) -> None:
         driver, flow = self.driver, self._flow(event.task.pid)
         if driver.kvm is None:
-            driver.create_vm(flow.thread, self._params[0] if self._params else KvmParams())
+            params = self._params[0] if self._params else KvmParams()
+            driver.create_vm(flow.thread, params, self._nx_huge_pages())
             self._params = self._params[1:]
             driver.vcpu(0)
-        old = self._slots.slots.get(change.slot)
         base, pages, hva = change.gpa >> 12, change.size >> 12, change.hva >> 12
-        self._slots.change(change)
-        if not change.size:
-            if old is not None:
-                driver.begin(flow.thread, "delete slot", driver.kvm, change.slot)
-        elif old is None:
-            driver.begin(flow.thread, "create slot", driver.kvm, change.slot, base, pages, hva, 0, change.flags)
-        elif old.gpa != change.gpa:
-            driver.begin(flow.thread, "move slot", driver.kvm, change.slot, base)
-        elif old.flags != change.flags:
-            if not change.flags & 1:
-                self._lookups.find_huge_pages(event, change)
-            driver.begin(flow.thread, "set flags", driver.kvm, change.slot, change.flags)
+        kvm, id, as_id = driver.kvm, change.id, change.as_id
+        match self._slots.change(change):
+            case Request.CREATE:
+                driver.begin(flow.thread, "create slot", kvm, id, base, pages, hva, as_id, change.flags)
+            case Request.DELETE:
+                driver.begin(flow.thread, "delete slot", kvm, id, as_id)
+            case Request.MOVE:
+                driver.begin(flow.thread, "move slot", kvm, id, base, as_id)
+            case Request.FLAGS:
+                if not change.flags & KVM_MEM_LOG_DIRTY_PAGES:
+                    self._lookups.find_huge_pages(event, change)
+                driver.begin(flow.thread, "set flags", kvm, id, change.flags, as_id)
 
     def _diverge(self, event: records.Event, reason: str) -> None:
         flow = self._flows.get(event.task.pid)
@@ -451,7 +528,7 @@ def compare_trace(path: Path, design: Design, snapshots: Path | None = None, par
     First with a driver that cannot go back; if an event does not fit, and several threads have acted, all over again
     with one that can, because they may have acted in another order than that of their events.
     """
-    options = options_of(Trace(path), KvmParams() if parameters is None else read_parameters(parameters))
+    options = options_of(Trace(path), Parameters() if parameters is None else read_parameters(parameters))
     found = {} if snapshots is None else {snapshot.number: snapshot for snapshot in read_snapshots(snapshots)}
     trace = Trace(path)
     try:

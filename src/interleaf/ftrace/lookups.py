@@ -17,7 +17,7 @@ from . import records
 from .drive import Driver, Thread
 from .matching import Frames
 from .spte import PRESENT, is_leaf, points_to_table
-from .stimuli import SlotChange, Slots, marker_of
+from .stimuli import SlotChange, Slots, is_stimulus
 from .walks import first_frame
 
 
@@ -51,7 +51,7 @@ class Lookups:
 
     def begin(self, flow: Flow, gfn: int) -> None:
         """A fault on `gfn` begins: it waits for the trace to show what the host has there."""
-        hva = self._hva(gfn)
+        hva = self._hva(gfn, self.driver.as_id(flow.vcpu))
         flow.fault_hva = hva
         if hva is not None:
             self.driver.host.wait(hva)
@@ -79,8 +79,7 @@ class Lookups:
         """Logging ends, and KVM asks the host where it has huge pages: tables that are dropped show where it has."""
         offset = (change.hva >> 12) - (change.gpa >> 12)
         for later in self._ahead:
-            marker = marker_of(later)
-            if later.task.pid == event.task.pid and marker is not None:
+            if later.task.pid == event.task.pid and is_stimulus(later):
                 return
             found = later.record
             if (
@@ -92,11 +91,9 @@ class Lookups:
                 if pfn is not None:
                     self.driver.host.show_huge(found.gfn + offset, found.level, pfn)
 
-    def _hva(self, gfn: int) -> int | None:
-        for slot in self._slots.slots.values():
-            if slot.gpa >> 12 <= gfn < (slot.gpa + slot.size) >> 12:
-                return (slot.hva >> 12) + gfn - (slot.gpa >> 12)
-        return None
+    def _hva(self, gfn: int, as_id: int) -> int | None:
+        slot = self._slots.slot_of(gfn, as_id)
+        return None if slot is None else (slot.hva >> 12) + gfn - (slot.gpa >> 12)
 
     def _writable(self, event: records.Event, record: records.KvmMmuSpteRequested) -> bool:
         """May the host's page be written? The SPTE that is made for it tells."""

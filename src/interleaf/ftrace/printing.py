@@ -23,6 +23,8 @@ from interleaf.kvm.tdp.spte import is_executable_pte, is_writable_pte
 from interleaf.linux.refcount import refcount_t
 from interleaf.runtime import Memory, ModelError
 
+from .access import qualification_of
+
 ACCESS = ("---", "--x", "w--", "w-x", "-u-", "-ux", "wu-", "wux")
 """By ACC_*: the access of a page-table page."""
 
@@ -33,11 +35,6 @@ FLAGS = (
     (PFERR_RSVD_MASK, "RSVD"),
     (PFERR_FETCH_MASK, "F"),
 )
-
-EPT_VIOLATION_ACC_READ, EPT_VIOLATION_ACC_WRITE, EPT_VIOLATION_ACC_INSTR = 1, 2, 4
-EPT_VIOLATION_READABLE = 1 << 3
-EPT_VIOLATION_GVA_TRANSLATED = 3 << 7
-"""The guest's address is known, and it was the access itself that faulted."""
 
 HASH = 0x9E3779B1
 
@@ -135,17 +132,10 @@ def _rights(kvm: Kvm, spte: int) -> str:
 def _fault(kvm: Kvm, vcpu: int, address: int, code: int) -> str:
     """On Intel's processors the event has the exit qualification as its error code."""
     if kvm.platform.paging is Paging.EPT:
-        present = EPT_VIOLATION_READABLE if code & PFERR_PRESENT_MASK else 0
-        code = EPT_VIOLATION_GVA_TRANSLATED | present | _accessed(code)
+        code = qualification_of(code)
     if kvm.design.fault_event_names_vcpu:
         return f"vcpu {vcpu} rip 0x0 address {address:#018x} error_code {code:#x}"
     return f"address {address:x} error_code {code:x}"
-
-
-def _accessed(code: int) -> int:
-    if code & PFERR_FETCH_MASK:
-        return EPT_VIOLATION_ACC_INSTR
-    return EPT_VIOLATION_ACC_WRITE if code & PFERR_WRITE_MASK else EPT_VIOLATION_ACC_READ
 
 
 def _flags(code: int) -> str:
