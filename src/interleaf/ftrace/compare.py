@@ -8,14 +8,13 @@ the comparison goes on.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 
 from interleaf.kvm.design import Design
-from interleaf.kvm.kvm_host import KVM_MEM_LOG_DIRTY_PAGES, KvmMmuPage, KvmParams, KvmVcpu
+from interleaf.kvm.kvm_host import KvmMmuPage, KvmVcpu
 
 from . import records
 from .access import error_code_of
@@ -30,20 +29,11 @@ from .orders import InOrder, Orders, OutOfOrder
 from .outcome import Result
 from .parameters import Parameters, read_parameters
 from .reader import Trace
+from .requests import Requests
 from .snapshots import Snapshot, read_snapshots, snapshot_number
 from .spte import layout_for
 from .stepping import SteppedDriver
-from .stimuli import (
-    END_PROBES,
-    ROOT_PROBES,
-    SLOT_PROBES,
-    Marker,
-    Request,
-    SlotChange,
-    Slots,
-    marker_of,
-    slot_change_of,
-)
+from .stimuli import ROOT_PROBES, Slots
 from .unmarked import Unmarked
 from .walks import compare_tables
 
@@ -64,19 +54,15 @@ class Comparison:
         self.driver = driver
         self.result = Result(driver.design.name)
         self.frames = Frames(self.driver.note, self.driver.is_table)
-        self._params = options.vms
-        self._nx = options.nx_huge_pages
-        self._zaps = 0
-        """How often everything was zapped."""
         self._assists = Assists(driver, layout_for(options.platform.paging))
         self._snapshots = snapshots
         self._flows: dict[int, Flow] = {}
         self._slots = Slots()
         self._ahead: deque[records.Event] = deque()
-        self._closing = False
         self._divergences = Divergences(self.driver, self.frames, self.result)
-        self._lookups = Lookups(self.driver, self.frames, self._slots, self._ahead)
+        self._lookups = Lookups(self.driver, self.frames, self._slots, self._ahead, options.recovered)
         self._unmarked = Unmarked(self.driver, self._slots, self._ahead)
+        self._requests = Requests(self.driver, self, self._slots, self._lookups, options)
         self._orders = Orders(driver, self) if isinstance(driver, SteppedDriver) else InOrder(self)
         self.driver.foresee = self._foresee
 
@@ -90,8 +76,7 @@ class Comparison:
         while self._ahead:
             self._orders.next()
         if self.result.divergent < GIVE_UP:
-            for pid in list(self._flows):
-                self._settle(pid, None)
+            self.settle_all(None)
         return self.result
 
     # what a search for another order needs
@@ -113,13 +98,11 @@ class Comparison:
     def keep(self) -> Callable[[], None]:
         """What is known of the trace so far; to call the answer brings it back."""
         flows = {pid: flow.copy() for pid, flow in self._flows.items()}
-        slots, params, closing, zaps = dict(self._slots.slots), self._params, self._closing, self._zaps
-        result = self.result.keep()
+        requests, result = self._requests.keep(), self.result.keep()
 
         def bring_back() -> None:
             self._flows = {pid: flow.copy() for pid, flow in flows.items()}
-            self._slots.slots = dict(slots)
-            self._params, self._closing, self._zaps = params, closing, zaps
+            requests()
             result()
 
         return bring_back
@@ -168,26 +151,26 @@ class Comparison:
             return
         match record:
             case records.Mark():
-                self._mark(event)
+                if not self._snapshot(event):
+                    self._requests.mark(event)
             case records.KvmPageFault():
                 self._fault(event, record)
             case records.KvmEntry():
                 self._enter(event, record.vcpu_id)
             case records.KvmUserspaceExit():
-                self._settle(pid, event)
-            case records.HvaRange() | records.Hva() if self.driver.kvm is not None and not self._closing:
+                self.settle(pid, event)
+            case records.HvaRange() | records.Hva() if self.driver.kvm is not None and not self._requests.closing:
                 self._notify(event)
             case records.KvmExit(vcpu_id=vcpu_id) if vcpu_id is not None and self.driver.kvm is not None:
-                self._flow(pid).vcpu = vcpu_id
+                self.flow(pid).vcpu = vcpu_id
             case records.Kprobe(symbol=symbol):
                 if symbol in ROOT_PROBES:
                     self._load_pgd(event, record)
-                elif symbol in SLOT_PROBES:
-                    self._request(event)
-                elif symbol in END_PROBES and self.driver.kvm is not None and not self._closing:
-                    self._destroy(event)
+                else:
+                    self._requests.probe(event, symbol)
 
-    def _flow(self, pid: int) -> Flow:
+    def flow(self, pid: int) -> Flow:
+        """What a thread of the trace is doing."""
         flow = self._flows.get(pid)
         if flow is None:
             flow = self._flows[pid] = Flow(self.driver.thread())
@@ -199,12 +182,12 @@ class Comparison:
         if self.driver.kvm is None:
             self._diverge(event, "the trace has not told of the VM: no memslot was set before this")
             return
-        flow = self._flow(event.task.pid)
+        flow = self.flow(event.task.pid)
         self._lookups.reveal(flow, event)
         rules = [Rule.AD_BITS] if self._assists.before(event) else []
         reaction = self._next_reaction(flow, event, rules)
         if isinstance(event.record, records.KvmMmuZapAllFast):
-            self._zaps += 1
+            self._requests.zaps += 1
         if reaction is None:
             self._diverge(event, "the model does nothing more here" + self._why())
             self._divergences.follow(event)
@@ -258,7 +241,7 @@ class Comparison:
         if requested and flow.faulting:
             return
         self._look_for_requests(flow, self.driver.vcpu(flow.vcpu))
-        command = self._unmarked.command(flow, event, self._nx_huge_pages(1))
+        command = self._unmarked.command(flow, event, self._requests.nx_huge_pages(1))
         if command[0] != "enter":
             rules.append(Rule.UNNAMED)
         if isinstance(record, records.KvmMmuSpteRequested):
@@ -267,14 +250,15 @@ class Comparison:
         if requested:
             self._lookups.reveal(flow, event)
 
-    def _nx_huge_pages(self, later: int = 0) -> bool:
-        """Are huge pages not executable on the host: now, or after so many zaps of everything more?"""
-        return self._nx[min(self._zaps + later, len(self._nx) - 1)]
-
     def _look_for_requests(self, flow: Flow, vcpu: KvmVcpu) -> None:
         self.driver.looked(flow.thread, KvmVcpu.requests.cell(vcpu), KvmVcpu.mmu_root.cell(vcpu))
 
-    def _settle(self, pid: int, event: records.Event | None) -> None:
+    def settle_all(self, event: records.Event | None) -> None:
+        """All threads have."""
+        for pid in list(self._flows):
+            self.settle(pid, event)
+
+    def settle(self, pid: int, event: records.Event | None) -> None:
         """A thread has come to the end of what it was doing: so must the model have."""
         flow = self._flows.get(pid)
         if flow is None:
@@ -309,10 +293,10 @@ class Comparison:
     # stimuli
 
     def _fault(self, event: records.Event, record: records.KvmPageFault) -> None:
-        self._settle(event.task.pid, event)
+        self.settle(event.task.pid, event)
         if self.driver.kvm is None:
             return
-        flow = self._flow(event.task.pid)
+        flow = self.flow(event.task.pid)
         if record.vcpu_id is not None:
             flow.vcpu = record.vcpu_id
         flow.faulting = True
@@ -341,19 +325,19 @@ class Comparison:
         return vcpu
 
     def _enter(self, event: records.Event, vcpu_id: int) -> None:
-        self._settle(event.task.pid, event)
+        self.settle(event.task.pid, event)
         if self.driver.kvm is None:
             return
-        flow = self._flow(event.task.pid)
+        flow = self.flow(event.task.pid)
         flow.vcpu = vcpu_id
         self._ready(flow, event)
 
     def _load_pgd(self, event: records.Event, record: records.Kprobe) -> None:
         root = record.value("root")
-        self._settle(event.task.pid, event)
+        self.settle(event.task.pid, event)
         if root is None or self.driver.kvm is None:
             return
-        flow = self._flow(event.task.pid)
+        flow = self.flow(event.task.pid)
         vcpu = self._ready(flow, event)
         mine = self.driver.memory.peek(KvmVcpu.mmu_root.cell(vcpu))
         if not isinstance(mine, KvmMmuPage):
@@ -376,7 +360,7 @@ class Comparison:
 
     def _notify(self, event: records.Event) -> None:
         record, kvm = event.record, self.driver.kvm
-        flow = self._flow(event.task.pid)
+        flow = self.flow(event.task.pid)
         if isinstance(record, records.HvaRange):
             start, end = record.start >> 12, -(-record.end >> 12)
             name = "unmap" if event.name == "kvm_unmap_hva_range" else "age"
@@ -410,111 +394,15 @@ class Comparison:
         flow.nested.append(nested)
         driver.begin(nested, *command)
 
-    def _mark(self, event: records.Event) -> None:
-        marker = marker_of(event)
-        if marker is None:
-            return
-        pid = event.task.pid
+    def _snapshot(self, event: records.Event) -> bool:
+        """Is the event a snapshot of the page tables? If so, they are compared."""
         number = snapshot_number(event)
-        if number is not None and number in self._snapshots:
-            for other in list(self._flows):
-                self._settle(other, event)
-            tables = compare_tables(self.driver, self.frames, self._snapshots[number], self._assists.volatile)
-            self.result.snapshots.append(tables)
-            return
-        if marker.word == "SLOT":
-            self._request(event)
-            return
-        driver = self.driver
-        if driver.kvm is None:
-            return
-        flow = self._flow(pid)
-        match marker.word:
-            case "GET_DIRTY_LOG":
-                self._settle(pid, event)
-                slot = marker.number("slot") or 0
-                driver.begin(flow.thread, "get dirty log", driver.kvm, slot & 0xFFFF, slot >> 16)
-            case "RING":
-                flow.next = "reset dirty rings", driver.kvm
-            case "RESET_DIRTY_RINGS" | "VM_CLOSED":
-                if flow.next is not None:
-                    self._settle(pid, event)
-                    command, flow.next = flow.next, None
-                    driver.begin(flow.thread, *command)
-                self._settle(pid, event)
-            case "STEP" if marker.text.startswith("CLEAR_DIRTY_LOG mask "):
-                self._settle(pid, event)
-                flow.next = self._clearing(marker)
-            case "CLEAR_DONE":
-                self._settle(pid, event)
-            case "VM_DESTROY":
-                self._settle(pid, event)
-                self._closing = True
-                flow.next = "destroy VM", driver.kvm
-            case "VM_DESTROYED":
-                self._settle(pid, event)
-                self._forget_vm()
-            case "GET_DIRTY_LOG_DONE" | "SLOT_DONE" | "PREFAULT":
-                self._settle(pid, event)
-
-    def _clearing(self, marker: Marker) -> tuple[object, ...] | None:
-        written = re.match(r"CLEAR_DIRTY_LOG mask (?:0x)?([0-9a-f]{1,16})\b", marker.text)
-        if written is None:
-            return None
-        mask = int(written[1], 16)
-        for slot in self._slots.slots.values():
-            if slot.flags & 1:
-                base = slot.gpa >> 12
-                gfns = tuple(base + bit for bit in range(mask.bit_length()) if mask >> bit & 1)
-                return "clear dirty log", self.driver.kvm, slot.id, gfns, slot.as_id
-        return None
-
-    def _destroy(self, event: records.Event) -> None:
-        """A VM ends, or its process does, after which nobody can use it."""
-        self._settle(event.task.pid, event)
-        self._closing = True
-        self.driver.begin(self._flow(event.task.pid).thread, "destroy VM", self.driver.kvm)
-
-    def _forget_vm(self) -> None:
-        self.driver.forget_vm()
-        self._slots.slots = {}
-        self._closing = False
-
-    def _request(self, event: records.Event) -> None:
-        """User space sets a memslot."""
-        change = slot_change_of(event)
-        if change is None:
-            return
-        self._settle(event.task.pid, event)
-        if self._closing:  # KVM takes its own memslots away from a VM that ends
-            if not change.size:
-                return
-            for pid in list(self._flows):
-                self._settle(pid, event)
-            self._forget_vm()
-        if change.size or self.driver.kvm is not None:
-            self._change_slot(event, change)
-
-    def _change_slot(self, event: records.Event, change: SlotChange) -> None:
-        driver, flow = self.driver, self._flow(event.task.pid)
-        if driver.kvm is None:
-            params = self._params[0] if self._params else KvmParams()
-            driver.create_vm(flow.thread, params, self._nx_huge_pages())
-            self._params = self._params[1:]
-            driver.vcpu(0)
-        base, pages, hva = change.gpa >> 12, change.size >> 12, change.hva >> 12
-        kvm, id, as_id = driver.kvm, change.id, change.as_id
-        match self._slots.change(change):
-            case Request.CREATE:
-                driver.begin(flow.thread, "create slot", kvm, id, base, pages, hva, as_id, change.flags)
-            case Request.DELETE:
-                driver.begin(flow.thread, "delete slot", kvm, id, as_id)
-            case Request.MOVE:
-                driver.begin(flow.thread, "move slot", kvm, id, base, as_id)
-            case Request.FLAGS:
-                if not change.flags & KVM_MEM_LOG_DIRTY_PAGES:
-                    self._lookups.find_huge_pages(event, change)
-                driver.begin(flow.thread, "set flags", kvm, id, change.flags, as_id)
+        if number is None or number not in self._snapshots:
+            return False
+        self.settle_all(event)
+        tables = compare_tables(self.driver, self.frames, self._snapshots[number], self._assists.volatile)
+        self.result.snapshots.append(tables)
+        return True
 
     def _diverge(self, event: records.Event, reason: str) -> None:
         flow = self._flows.get(event.task.pid)

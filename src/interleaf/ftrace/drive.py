@@ -42,6 +42,10 @@ STIMULI = (
     model.DirtyRingPush,
     model.DirtyRingReset,
     model.DirtyRingExit,
+    model.SetMemoryRegion,
+    model.LoadMmuPgd,
+    model.ZapAll,
+    model.ZapGfnRange,
 )
 """Records of the model that only repeat what it was told, or that KVM's MMU events do not have."""
 

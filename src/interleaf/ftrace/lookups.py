@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from interleaf.hw.page_table import PG_LEVEL_4K
+from interleaf.hw.page_table import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, pages_per_entry
 from interleaf.kvm.kvm_host import KVM_PFN_NOSLOT
 from interleaf.kvm.tdp.spte import is_host_writable_spte
 
@@ -43,11 +43,20 @@ class Flow:
 class Lookups:
     """What faults find in the host. `ahead` are the events that come next."""
 
-    def __init__(self, driver: Driver, frames: Frames, slots: Slots, ahead: Iterable[records.Event]) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        frames: Frames,
+        slots: Slots,
+        ahead: Iterable[records.Event],
+        recovered: frozenset[tuple[int, int]],
+    ) -> None:
+        """`recovered`: see `Options`."""
         self.driver = driver
         self.frames = frames
         self._slots = slots
         self._ahead = ahead
+        self._recovered = recovered
 
     def begin(self, flow: Flow, gfn: int) -> None:
         """A fault on `gfn` begins: it waits for the trace to show what the host has there."""
@@ -64,7 +73,15 @@ class Lookups:
         if record.pfn == KVM_PFN_NOSLOT:
             return
         hva, flow.fault_hva = flow.fault_hva, None
-        self.driver.host.show(hva, record.pfn, record.level, self._writable(event, record))
+        level = record.level
+        if level == PG_LEVEL_4K:  # of a page that is executed, which may be a part of a huge one all the same
+            level = next((up for up in (PG_LEVEL_2M, PG_LEVEL_1G) if self._was_split(record, up)), level)
+        self.driver.host.show(hva, record.pfn, level, self._writable(event, record))
+
+    def _was_split(self, record: records.KvmMmuSpteRequested, level: int) -> bool:
+        """Could the page be a part of a huge one that was split because it must not be executed?"""
+        pages = pages_per_entry(level)
+        return (record.pfn ^ record.gfn) % pages == 0 and (level, record.gfn & -pages) in self._recovered
 
     def end(self, flow: Flow, event: records.Event | None) -> None:
         """A fault ends, and has asked for no page."""

@@ -14,6 +14,10 @@ from .parameters import Parameters
 from .spte import EPT as EPT_LAYOUT
 from .spte import WRITABLE, Change, change, is_leaf, is_present, layout_for, layout_of, points_to_table
 from .stimuli import END_PROBES, Request, Slots, marker_of, slot_change_of
+from .tasks import RECOVERY
+
+AD_TYPE_MASK, AD_WRPROT_ONLY = 3 << 52, 2 << 52
+"""What an entry of EPT says of its A and D bits (SPTE_TDP_AD_MASK)."""
 
 RING_SIZE = 1 << 16
 """Entries of a dirty ring whose size the trace does not tell."""
@@ -27,6 +31,8 @@ class Options:
     vms: tuple[KvmParams, ...]
     nx_huge_pages: tuple[bool, ...] = (False,)
     """Were huge pages not executable: before the first kvm_mmu_zap_all_fast, before the second one, and so on?"""
+    recovered: frozenset[tuple[int, int]] = frozenset()
+    """Level and first gfn of tables that the recovery of NX huge pages has zapped: the host had a huge page there."""
 
 
 def options_of(events: Iterable[records.Event], chosen: Parameters) -> Options:
@@ -55,6 +61,9 @@ class _Look:
     slots: Slots = field(default_factory=Slots)
     beginning: set[int] = field(default_factory=set)
     """Threads that make logging begin."""
+    taking: set[int] = field(default_factory=set)
+    """Threads that take a memslot away, or move it, and have not zapped everything for that."""
+    recovered: set[tuple[int, int]] = field(default_factory=set)
     nx: list[bool | None] = field(default_factory=lambda: [None])
 
     def at(self, event: records.Event) -> None:
@@ -62,7 +71,12 @@ class _Look:
         record, pid = event.record, event.task.pid
         match record:
             case records.KvmTdpMmuSpteChanged():
+                if pid in self.taking:
+                    self._ends(pid)
                 self._changed(record, pid)
+                if event.task.comm == RECOVERY and points_to_table(record.old_spte, record.level):
+                    self.recovered.add((record.level, record.gfn))
+                    self.nx[-1] = True
             case records.KvmMmuPage(ad_disabled=off, level=level):
                 self.levels = max(self.levels, level)
                 if off is not None and record.direct:
@@ -71,11 +85,12 @@ class _Look:
                 self._vm(eager_page_split=True)
             case records.KvmMmuZapAllFast():
                 self.nx.append(None)
+                self.taking.discard(pid)
             case records.KvmDirtyRingPush():
                 if self.vms and not self.vms[-1].dirty_ring_size:
                     self._vm(dirty_ring_size=RING_SIZE)
             case records.KvmEntry() | records.HvaRange():
-                self.beginning.discard(pid)
+                self._ends(pid)
             case records.Mark() | records.Kprobe():
                 self._told(event)
 
@@ -83,7 +98,9 @@ class _Look:
         """The format of the page tables shows in the first entry that points to a table."""
         old, new, level = record.old_spte, record.new_spte, record.level
         if level == PG_LEVEL_4K:
-            if pid in self.beginning and is_present(old) and is_present(new):
+            if new & AD_TYPE_MASK == AD_WRPROT_ONLY and is_present(new):
+                self.pml = True  # so are pages of a nested guest marked whose writes the processor would not log
+            elif pid in self.beginning and is_present(old) and is_present(new):
                 self.pml = not (old ^ new) & WRITABLE
             return
         self.levels = max(self.levels, level)
@@ -96,6 +113,13 @@ class _Look:
             if pid in self.beginning and change(old, new, level) is Change.PROTECT:
                 self._vm(eager_page_split=False)
 
+    def _ends(self, pid: int) -> None:
+        """A thread has done what it was asked to do with a memslot."""
+        self.beginning.discard(pid)
+        if pid in self.taking:
+            self.taking.discard(pid)
+            self._vm(slot_zap_all=False)
+
     def _vm(self, **values: bool | int) -> None:
         if self.vms:
             self.vms[-1] = replace(self.vms[-1], **values)  # type: ignore[arg-type]
@@ -104,11 +128,14 @@ class _Look:
         pid = event.task.pid
         request = slot_change_of(event)
         if request is not None:
-            self.beginning.discard(pid)
+            self._ends(pid)
             if not self.alive and request.size:
                 self._make()
-            if self.slots.change(request) is Request.FLAGS and request.flags & KVM_MEM_LOG_DIRTY_PAGES:
+            kind = self.slots.change(request)
+            if kind is Request.FLAGS and request.flags & KVM_MEM_LOG_DIRTY_PAGES:
                 self.beginning.add(pid)
+            elif kind in (Request.DELETE, Request.MOVE):
+                self.taking.add(pid)
             return
         if isinstance(event.record, records.Kprobe):
             if event.record.symbol in END_PROBES:
@@ -117,7 +144,7 @@ class _Look:
         marker = marker_of(event)
         if marker is None:
             return
-        self.beginning.discard(pid)
+        self._ends(pid)
         if marker.word == "VM_CREATE" and "ncpu" in marker.values:
             self._make()
         elif marker.word == "ENABLE_DIRTY_RING":
@@ -147,7 +174,7 @@ class _Look:
         for shown in self.nx:
             known = known if shown is None else shown
             nx.append(known)
-        return Options(replace(platform, levels=self.levels), tuple(self.vms), tuple(nx))
+        return Options(replace(platform, levels=self.levels), tuple(self.vms), tuple(nx), frozenset(self.recovered))
 
 
 def _marked(params: KvmParams, word: str, text: str) -> KvmParams:

@@ -27,6 +27,10 @@ END_PROBES = frozenset({"kvm_mmu_zap_all", "kvm_tdp_mmu_zap_all"})
 """Functions that are called once in the life of a VM: when it, or its process, ends."""
 
 
+RANGE_PROBES = {"kvm_zap_gfn_range": "zap range", "kvm_arch_pre_set_memory_attributes": "unmap"}
+"""Functions whose probes have the arguments start and end, which are gfns, and what the model does for them."""
+
+
 class Marker(NamedTuple):
     """A driver's mark."""
 
@@ -116,7 +120,7 @@ def is_stimulus(event: Event) -> bool:
         case KvmEntry() | KvmPageFault() | KvmUserspaceExit() | HvaRange() | Hva():
             return True
         case Kprobe(symbol=symbol):
-            return symbol in SLOT_PROBES or symbol in END_PROBES or symbol in ROOT_PROBES
+            return symbol in SLOT_PROBES | END_PROBES | ROOT_PROBES or symbol in RANGE_PROBES
     return marker_of(event) is not None
 
 
@@ -163,6 +167,16 @@ class Slots:
         """The same, if the slot's dirty pages are logged."""
         slot = self.slot_of(gfn, as_id)
         return slot if slot is not None and slot.flags & KVM_MEM_LOG_DIRTY_PAGES else None
+
+    def hvas(self, start: int, end: int) -> list[range]:
+        """The pages of the host behind the gfns from `start` to `end`."""
+        found = []
+        for slot in self.slots.values():
+            base, hva = slot.gpa >> PAGE_SHIFT, slot.hva >> PAGE_SHIFT
+            low, high = max(start, base), min(end, base + (slot.size >> PAGE_SHIFT))
+            if low < high:
+                found.append(range(low - base + hva, high - base + hva))
+        return found
 
     def slots_in(self, gfn: int, pages: int) -> list[int]:
         """The slots that have any of the `pages` gfns from `gfn` on."""

@@ -23,6 +23,9 @@ from .records import (
     Mark,
 )
 
+RECOVERY = "kvm-nx-lpage-re"
+"""Name of the threads that make huge pages again of what was split for execution, as far as the kernel keeps it."""
+
 
 class Doing(enum.StrEnum):
     """Why a task changes page tables."""

@@ -21,9 +21,7 @@ from .lookups import Flow
 from .programs import Command
 from .spte import Change, change, is_leaf
 from .stimuli import Slots, is_stimulus
-
-RECOVERY = "kvm-nx-lpage-re"
-"""Name of the threads that make huge pages again of what was split for execution, as far as the kernel keeps it."""
+from .tasks import RECOVERY
 
 PROTECTS = frozenset({Change.PROTECT, Change.ADJUST})
 

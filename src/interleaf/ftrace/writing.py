@@ -12,6 +12,7 @@ from collections.abc import Callable
 from interleaf.runtime import Execution, Schedule, Task, World
 
 from .printing import printed
+from .tasks import RECOVERY
 
 FIRST_PID = 1000
 
@@ -89,7 +90,8 @@ class Written(Execution):
         return HEADER.format(events=len(self._lines), cpus=len(self.world.tasks)) + "".join(self._lines)
 
     def _write(self, task: Task, record: object) -> None:
-        comm, pid, time = str(task)[:COMM], FIRST_PID + task.index, len(self.steps)
+        pid, time = FIRST_PID + task.index, len(self.steps)
+        comm = RECOVERY if str(task).startswith("nx-recovery") else str(task)[:COMM]
         seconds, microseconds = divmod(time, 1_000_000)
         place = f"{comm:>16}-{pid:<7d} [{task.index:03d}] ..... {seconds:5d}.{microseconds:06d}"
         self._lines += [f"{place}: {name}: {text}\n" for name, text in printed(record, self.memory)]
