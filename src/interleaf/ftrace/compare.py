@@ -34,6 +34,7 @@ from .snapshots import Snapshot, read_snapshots, snapshot_number
 from .spte import layout_for
 from .stepping import SteppedDriver
 from .stimuli import ROOT_PROBES, Slots
+from .tasks import WORKER
 from .unmarked import Unmarked
 from .walks import compare_tables
 
@@ -222,13 +223,28 @@ class Comparison:
             return None
         flow.fault_hva = None
         if flow.next is None:
-            while driver.wander():
-                pass
-            stray = driver.stray()
+            stray = self._stray(event)
             if stray is not None:
                 return stray
         self._begin_unmarked(flow, event, rules)
         return driver.reaction(flow.thread) if driver.advance(flow.thread) else None
+
+    def _stray(self, event: records.Event) -> Reaction | None:
+        """What a task does that the model has started by itself."""
+        driver = self.driver
+        while driver.wander():
+            pass
+        found = driver.stray()
+        if found is not None or not event.task.comm.startswith(WORKER):
+            return found
+        for flow in self._flows.values():  # who is to queue the work may not have come so far
+            for thread in (flow.thread, *flow.nested):
+                if not driver.idle(thread) and not thread.reactions:
+                    driver.foresee(thread)
+                    driver.advance(thread)
+        while driver.wander():
+            pass
+        return driver.stray()
 
     def _begin_unmarked(self, flow: Flow, event: records.Event, rules: list[Rule]) -> None:
         """A thread reacts to something that the trace does not name."""

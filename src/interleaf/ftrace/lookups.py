@@ -93,7 +93,8 @@ class Lookups:
             self.driver.host.show(hva, 0, PG_LEVEL_4K, True)
 
     def find_huge_pages(self, event: records.Event, change: SlotChange) -> None:
-        """Logging ends, and KVM asks the host where it has huge pages: tables that are dropped show where it has."""
+        """Logging ends, and KVM asks the host where it has huge pages: tables that are dropped show where it has, or
+        leafs, in kernels that drop those."""
         offset = (change.hva >> 12) - (change.gpa >> 12)
         for later in self._ahead:
             if later.task.pid == event.task.pid and is_stimulus(later):
