@@ -16,7 +16,7 @@ from interleaf.kvm.tdp.spte import is_host_writable_spte
 from . import records
 from .drive import Driver, Thread
 from .matching import Frames
-from .spte import PRESENT, is_leaf, points_to_table
+from .spte import PRESENT, is_leaf, pfn_of, points_to_table
 from .stimuli import SlotChange, Slots, is_stimulus
 from .walks import first_frame
 
@@ -100,14 +100,18 @@ class Lookups:
             if later.task.pid == event.task.pid and is_stimulus(later):
                 return
             found = later.record
-            if (
-                isinstance(found, records.KvmTdpMmuSpteChanged)
-                and later.task.pid == event.task.pid
-                and points_to_table(found.old_spte, found.level)
-            ):
-                pfn = first_frame(self.driver, self.frames, found.gfn, found.level)
-                if pfn is not None:
-                    self.driver.host.show_huge(found.gfn + offset, found.level, pfn)
+            if not isinstance(found, records.KvmTdpMmuSpteChanged) or later.task.pid != event.task.pid:
+                continue
+            gfn, level, old = found.gfn, found.level, found.old_spte
+            pfn = None
+            if points_to_table(old, level):
+                pfn = first_frame(self.driver, self.frames, gfn, level)
+            elif old & PRESENT and not found.new_spte & PRESENT and level < PG_LEVEL_1G:
+                level += 1
+                pfn = pfn_of(old) - gfn % pages_per_entry(level)
+                gfn &= -pages_per_entry(level)
+            if pfn is not None:
+                self.driver.host.show_huge(gfn + offset, level, pfn)
 
     def _hva(self, gfn: int, as_id: int) -> int | None:
         slot = self._slots.slot_of(gfn, as_id)
