@@ -253,18 +253,17 @@ class Comparison:
             command, flow.next = flow.next, None
             self.driver.begin(flow.thread, *command)
             return
-        requested = isinstance(record, records.KvmMmuSpteRequested)
-        if requested and flow.faulting:
+        if flow.faulting and isinstance(record, records.KvmMmuSpteRequested | records.FastPageFault):
             return
         self._look_for_requests(flow, self.driver.vcpu(flow.vcpu))
         command = self._unmarked.command(flow, event, self._requests.nx_huge_pages(1))
         if command[0] != "enter":
             rules.append(Rule.UNNAMED)
-        if isinstance(record, records.KvmMmuSpteRequested):
-            self._lookups.begin(flow, record.gfn)
+        match command:
+            case "prefault", _, int(gfn), _:
+                self._lookups.begin(flow, gfn)
         self.driver.begin(flow.thread, *command)
-        if requested:
-            self._lookups.reveal(flow, event)
+        self._lookups.reveal(flow, event)
 
     def _look_for_requests(self, flow: Flow, vcpu: KvmVcpu) -> None:
         self.driver.looked(flow.thread, KvmVcpu.requests.cell(vcpu), KvmVcpu.mmu_root.cell(vcpu))

@@ -19,7 +19,7 @@ from . import records
 from .drive import Driver
 from .lookups import Flow
 from .programs import Command
-from .spte import Change, change, is_leaf
+from .spte import PFN_SHIFT, Change, change, is_leaf
 from .stimuli import Slots, is_stimulus
 from .tasks import RECOVERY
 
@@ -43,6 +43,8 @@ class Unmarked:
         match event.record:
             case records.KvmMmuSpteRequested(gfn=gfn):
                 return "prefault", vcpu, gfn, 1
+            case records.FastPageFault(cr2_or_gpa=gpa):
+                return "prefault", vcpu, gpa >> PFN_SHIFT, 1
             case records.KvmMmuZapAllFast():
                 return "write nx_huge_pages", nx_huge_pages
             case records.CheckMmioSpte(spte=spte):
