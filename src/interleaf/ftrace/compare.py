@@ -61,7 +61,7 @@ class Comparison:
         self._slots = Slots()
         self._ahead: deque[records.Event] = deque()
         self._divergences = Divergences(self.driver, self.frames, self.result)
-        self._lookups = Lookups(self.driver, self.frames, self._slots, self._ahead, options.recovered)
+        self._lookups = Lookups(self.driver, self.frames, self._slots, self._ahead, options.disallowed)
         self._unmarked = Unmarked(self.driver, self._slots, self._ahead)
         self._requests = Requests(self.driver, self, self._slots, self._lookups, options)
         self._orders = Orders(driver, self) if isinstance(driver, SteppedDriver) else InOrder(self)
@@ -181,14 +181,14 @@ class Comparison:
         """The kernel did something: so must the model."""
         self.result.events += 1
         if self.driver.kvm is None:
-            self._diverge(event, "the trace has not told of the VM: no memslot was set before this")
+            self._diverge(event, "the trace has not told of the VM: no memslot was set before this, or the VM is gone")
             return
         flow = self.flow(event.task.pid)
         self._lookups.reveal(flow, event)
         rules = [Rule.AD_BITS] if self._assists.before(event) else []
         reaction = self._next_reaction(flow, event, rules)
         if isinstance(event.record, records.KvmMmuZapAllFast):
-            self._requests.zaps += 1
+            self._requests.everything_zapped(event)
         if reaction is None:
             self._diverge(event, "the model does nothing more here" + self._why())
             self._divergences.follow(event)
@@ -226,25 +226,32 @@ class Comparison:
             stray = self._stray(event)
             if stray is not None:
                 return stray
+        if driver.kvm is None:
+            return None
         self._begin_unmarked(flow, event, rules)
         return driver.reaction(flow.thread) if driver.advance(flow.thread) else None
 
     def _stray(self, event: records.Event) -> Reaction | None:
         """What a task does that the model has started by itself."""
         driver = self.driver
-        while driver.wander():
-            pass
-        found = driver.stray()
+        found = self._wander()
         if found is not None or not event.task.comm.startswith(WORKER):
             return found
-        for flow in self._flows.values():  # who is to queue the work may not have come so far
+        # who is to queue the work may not have come so far: who zaps everything, or puts the last reference on a root
+        for flow in sorted(self._flows.values(), key=lambda flow: flow is not self._flows.get(self._requests.zapper)):
             for thread in (flow.thread, *flow.nested):
                 if not driver.idle(thread) and not thread.reactions:
                     driver.foresee(thread)
                     driver.advance(thread)
-        while driver.wander():
+            found = self._wander()
+            if found is not None:
+                break
+        return found
+
+    def _wander(self) -> Reaction | None:
+        while self.driver.wander():
             pass
-        return driver.stray()
+        return self.driver.stray()
 
     def _begin_unmarked(self, flow: Flow, event: records.Event, rules: list[Rule]) -> None:
         """A thread reacts to something that the trace does not name."""
@@ -255,6 +262,8 @@ class Comparison:
             return
         if flow.faulting and isinstance(record, records.KvmMmuSpteRequested | records.FastPageFault):
             return
+        if isinstance(record, records.KvmMmuPage):
+            flow.vcpu = self._unmarked.vcpu_after(event, flow.vcpu)
         self._look_for_requests(flow, self.driver.vcpu(flow.vcpu))
         command = self._unmarked.command(flow, event, self._requests.nx_huge_pages(1))
         if command[0] != "enter":
@@ -353,6 +362,7 @@ class Comparison:
         if root is None or self.driver.kvm is None:
             return
         flow = self.flow(event.task.pid)
+        flow.vcpu = self._unmarked.vcpu_after(event, flow.vcpu)
         vcpu = self._ready(flow, event)
         mine = self.driver.memory.peek(KvmVcpu.mmu_root.cell(vcpu))
         if not isinstance(mine, KvmMmuPage):

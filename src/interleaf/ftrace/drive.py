@@ -167,8 +167,9 @@ class Driver(ABC):
 
     @property
     def kvm(self) -> Kvm | None:
+        """The VM; None if there is none yet, or it is gone."""
         found = self.memory.peek(Machine.kvm.cell(self._machine))
-        return found if isinstance(found, Kvm) else None
+        return found if isinstance(found, Kvm) and is_allocated(self.memory, found) else None
 
     def vcpus(self) -> tuple[KvmVcpu, ...]:
         kvm = self.kvm

@@ -49,14 +49,14 @@ class Lookups:
         frames: Frames,
         slots: Slots,
         ahead: Iterable[records.Event],
-        recovered: frozenset[tuple[int, int]],
+        disallowed: frozenset[tuple[int, int]],
     ) -> None:
-        """`recovered`: see `Options`."""
+        """`disallowed`: see `Options`."""
         self.driver = driver
         self.frames = frames
         self._slots = slots
         self._ahead = ahead
-        self._recovered = recovered
+        self._disallowed = disallowed
 
     def begin(self, flow: Flow, gfn: int) -> None:
         """A fault on `gfn` begins: it waits for the trace to show what the host has there."""
@@ -81,7 +81,7 @@ class Lookups:
     def _was_split(self, record: records.KvmMmuSpteRequested, level: int) -> bool:
         """Could the page be a part of a huge one that was split because it must not be executed?"""
         pages = pages_per_entry(level)
-        return (record.pfn ^ record.gfn) % pages == 0 and (level, record.gfn & -pages) in self._recovered
+        return (record.pfn ^ record.gfn) % pages == 0 and (level, record.gfn & -pages) in self._disallowed
 
     def end(self, flow: Flow, event: records.Event | None) -> None:
         """A fault ends, and has asked for no page."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from interleaf.hw.page_table import PG_LEVEL_4K, ROOT_LEVEL
+from interleaf.hw.page_table import PG_LEVEL_4K, ROOT_LEVEL, pages_per_entry
 from interleaf.hw.platform import EPT, NPT, Paging, Platform
 from interleaf.kvm.kvm_host import KVM_MEM_LOG_DIRTY_PAGES, KvmParams
 
@@ -31,8 +32,9 @@ class Options:
     vms: tuple[KvmParams, ...]
     nx_huge_pages: tuple[bool, ...] = (False,)
     """Were huge pages not executable: before the first kvm_mmu_zap_all_fast, before the second one, and so on?"""
-    recovered: frozenset[tuple[int, int]] = frozenset()
-    """Level and first gfn of tables that the recovery of NX huge pages has zapped: the host had a huge page there."""
+    disallowed: frozenset[tuple[int, int]] = frozenset()
+    """Level and first gfn of tables that have been there although the host had a huge page: because pages of it were
+    executed, and huge pages were not executable."""
 
 
 def options_of(events: Iterable[records.Event], chosen: Parameters) -> Options:
@@ -61,9 +63,11 @@ class _Look:
     slots: Slots = field(default_factory=Slots)
     beginning: set[int] = field(default_factory=set)
     """Threads that make logging begin."""
+    requested: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """By thread: gfn and level of the page that its fault could map."""
     taking: set[int] = field(default_factory=set)
     """Threads that take a memslot away, or move it, and have not zapped everything for that."""
-    recovered: set[tuple[int, int]] = field(default_factory=set)
+    disallowed: set[tuple[int, int]] = field(default_factory=set)
     nx: list[bool | None] = field(default_factory=lambda: [None])
 
     def at(self, event: records.Event) -> None:
@@ -75,12 +79,17 @@ class _Look:
                     self._ends(pid)
                 self._changed(record, pid)
                 if event.task.comm == RECOVERY and points_to_table(record.old_spte, record.level):
-                    self.recovered.add((record.level, record.gfn))
-                    self.nx[-1] = True
+                    self._disallowed(record.level, record.gfn)
             case records.KvmMmuPage(ad_disabled=off, level=level):
                 self.levels = max(self.levels, level)
                 if off is not None and record.direct:
                     self.ad_bits = not off
+            case records.KvmMmuSpteRequested(gfn=gfn, level=level):
+                self.requested[pid] = gfn, level
+            case records.KvmMmuSetSpte(gfn=gfn, level=level):
+                wanted, larger = self.requested.pop(pid, (gfn, level))
+                if level < larger:  # a smaller page is there that may be executed, and must stay
+                    self._disallowed(larger, wanted & -pages_per_entry(larger))
             case records.KvmMmuSplitHugePage(errno=0) if pid in self.beginning:
                 self._vm(eager_page_split=True)
             case records.KvmMmuZapAllFast():
@@ -93,6 +102,10 @@ class _Look:
                 self._ends(pid)
             case records.Mark() | records.Kprobe():
                 self._told(event)
+
+    def _disallowed(self, level: int, gfn: int) -> None:
+        self.disallowed.add((level, gfn))
+        self.nx[-1] = True
 
     def _changed(self, record: records.KvmTdpMmuSpteChanged, pid: int) -> None:
         """The format of the page tables shows in the first entry that points to a table."""
@@ -174,7 +187,7 @@ class _Look:
         for shown in self.nx:
             known = known if shown is None else shown
             nx.append(known)
-        return Options(replace(platform, levels=self.levels), tuple(self.vms), tuple(nx), frozenset(self.recovered))
+        return Options(replace(platform, levels=self.levels), tuple(self.vms), tuple(nx), frozenset(self.disallowed))
 
 
 def _marked(params: KvmParams, word: str, text: str) -> KvmParams:
@@ -183,7 +196,7 @@ def _marked(params: KvmParams, word: str, text: str) -> KvmParams:
         return replace(params, slot_zap_all=False)
     if word == "CLEAR_DONE":
         return replace(params, manual_protect=True)
-    if word == "STEP" and "initially all set" in text:
+    if re.search("initially.{0,5}set", text, re.IGNORECASE):
         return replace(params, manual_protect=True, initially_all_set=True)
     if word == "STEP" and "lazy" in text:
         return replace(params, eager_page_split=False)

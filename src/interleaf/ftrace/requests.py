@@ -47,24 +47,33 @@ class Requests:
         self._params = options.vms
         """Of the VMs that are still to come."""
         self._nx = options.nx_huge_pages
-        self.zaps = 0
+        self._zaps = 0
         """How often everything was zapped."""
+        self.zapper = 0
+        """The thread that has done so last."""
         self.closing = False
         """The VM is going away."""
 
     def keep(self) -> Callable[[], None]:
         """What is so far; to call the answer brings it back."""
-        slots, params, zaps, closing = dict(self._slots.slots), self._params, self.zaps, self.closing
+        slots, params, closing = dict(self._slots.slots), self._params, self.closing
+        zaps, zapper = self._zaps, self.zapper
 
         def bring_back() -> None:
             self._slots.slots = dict(slots)
-            self._params, self.zaps, self.closing = params, zaps, closing
+            self._params, self.closing = params, closing
+            self._zaps, self.zapper = zaps, zapper
 
         return bring_back
 
     def nx_huge_pages(self, later: int = 0) -> bool:
         """Are huge pages not executable on the host: now, or after so many zaps of everything more?"""
-        return self._nx[min(self.zaps + later, len(self._nx) - 1)]
+        return self._nx[min(self._zaps + later, len(self._nx) - 1)]
+
+    def everything_zapped(self, event: records.Event) -> None:
+        """A thread has made all roots invalid."""
+        self._zaps += 1
+        self.zapper = event.task.pid
 
     def probe(self, event: records.Event, symbol: str) -> None:
         """A function of KVM begins."""

@@ -9,6 +9,7 @@ that is what a comparison is there to find.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from interleaf.hw.access import PFERR_RSVD_MASK
 from interleaf.hw.page_table import PG_LEVEL_4K, pages_per_entry
@@ -22,6 +23,9 @@ from .programs import Command
 from .spte import PFN_SHIFT, Change, change, is_leaf
 from .stimuli import Slots, is_stimulus
 from .tasks import RECOVERY
+
+NEAR = 64
+"""Events in which a vCPU that has a root is looked for to enter the guest."""
 
 PROTECTS = frozenset({Change.PROTECT, Change.ADJUST})
 
@@ -69,6 +73,16 @@ class Unmarked:
         """The vCPU loads a root that is there."""
         role = self._driver.memory.peek(KvmMmuPage.role.cell(root))
         return "change mode", vcpu, role.as_id, role.guest_mode
+
+    def vcpu_after(self, event: records.Event, usual: int) -> int:
+        """The vCPU that the event's thread enters next: one thread may run several."""
+        for later in islice(self._ahead, NEAR):
+            if later.task.pid == event.task.pid:
+                if isinstance(later.record, records.KvmEntry):
+                    return later.record.vcpu_id
+                if isinstance(later.record, records.Mark | records.KvmUserspaceExit):
+                    break
+        return usual
 
     def as_id_of_fault(self, event: records.Event) -> int | None:
         """The address space of a fault, as far as its reactions show it."""
@@ -129,6 +143,4 @@ class Unmarked:
             return None
         if kvm.params.dirty_ring_size:
             return "reset dirty rings", kvm
-        if kvm.params.manual_protect:
-            return "clear dirty log", kvm, where.id, tuple(sorted(gfns)), where.as_id
-        return "get dirty log", kvm, where.id, where.as_id
+        return "clear dirty log", kvm, where.id, tuple(sorted(gfns)), where.as_id
