@@ -277,10 +277,12 @@ class Comparison:
     def _look_for_requests(self, flow: Flow, vcpu: KvmVcpu) -> None:
         self.driver.looked(flow.thread, KvmVcpu.requests.cell(vcpu), KvmVcpu.mmu_root.cell(vcpu))
 
-    def settle_all(self, event: records.Event | None) -> None:
-        """All threads have."""
-        for pid in list(self._flows):
-            self.settle(pid, event)
+    def settle_all(self, event: records.Event | None, doing: frozenset[str] | None = None) -> None:
+        """All threads have, or those that are doing one of these commands."""
+        for pid, flow in list(self._flows.items()):
+            command = self.driver.command(flow.thread)
+            if doing is None or (command is not None and command[0] in doing):
+                self.settle(pid, event)
 
     def settle(self, pid: int, event: records.Event | None) -> None:
         """A thread has come to the end of what it was doing: so must the model have."""

@@ -10,10 +10,16 @@ from typing import Any
 
 from interleaf.hw.platform import Platform
 from interleaf.kvm.design import Design
-from interleaf.kvm.dirty_log import kvm_clear_dirty_log, kvm_get_dirty_log, kvm_vm_set_slot_flags
+from interleaf.kvm.dirty_log import kvm_clear_dirty_log, kvm_get_dirty_log, kvm_vm_set_slot_flags, set_bit_le
 from interleaf.kvm.dirty_ring import dirty_ring_collect, kvm_vm_ioctl_reset_dirty_pages
 from interleaf.kvm.kvm_host import Kvm, KvmModule, KvmParams, KvmRequest, KvmVcpu
-from interleaf.kvm.memslots import kvm_create_memslot, kvm_delete_memslot, kvm_move_memslot
+from interleaf.kvm.memslots import (
+    id_to_memslot,
+    kvm_create_memslot,
+    kvm_delete_memslot,
+    kvm_memslots,
+    kvm_move_memslot,
+)
 from interleaf.kvm.mmu import (
     kvm_init_mmu,
     kvm_mmu_free_obsolete_roots,
@@ -154,6 +160,16 @@ def recover_nx_huge_page(kvm: Kvm) -> None:
 
 
 @routine
+def clear_pages(kvm: Kvm, slot_id: int, gfns: tuple[int, ...], as_id: int) -> None:
+    """Userspace clears these pages in the dirty log of a slot. They were dirty: the processor may have logged some."""
+    slot = id_to_memslot(kvm_memslots(kvm), slot_id, as_id)
+    assert slot.dirty_bitmap is not None
+    for gfn in gfns:
+        set_bit_le(slot.dirty_bitmap, gfn - slot.base_gfn)
+    kvm_clear_dirty_log(kvm, slot_id, gfns, as_id)
+
+
+@routine
 def collect(kvm: Kvm) -> None:
     """Userspace takes what is in the dirty rings, and has them reset."""
     for vcpu in kvm.vcpus:
@@ -178,6 +194,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "zap range": kvm_zap_gfn_range,
     "get dirty log": kvm_get_dirty_log,
     "clear dirty log": kvm_clear_dirty_log,
+    "clear pages": clear_pages,
     "reset dirty rings": collect,
     "unmap": notify_unmap,
     "unmap begins": kvm_mmu_notifier_invalidate_range_start,

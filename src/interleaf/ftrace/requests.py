@@ -25,6 +25,9 @@ from .stimuli import (
     slot_change_of,
 )
 
+ON_SLOTS = frozenset({"create slot", "delete slot", "move slot", "set flags"})
+"""Commands that change the memslots, one after the other."""
+
 
 class Threads(Protocol):
     """The threads of the trace (`compare.Comparison`)."""
@@ -33,7 +36,7 @@ class Threads(Protocol):
 
     def settle(self, pid: int, event: records.Event | None) -> None: ...
 
-    def settle_all(self, event: records.Event | None) -> None: ...
+    def settle_all(self, event: records.Event | None, doing: frozenset[str] | None = None) -> None: ...
 
 
 class Requests:
@@ -166,6 +169,9 @@ class Requests:
         if change is None:
             return
         self._threads.settle(event.task.pid, event)
+        probed = isinstance(event.record, records.Kprobe)
+        if probed:  # slots_lock is held
+            self._threads.settle_all(event, ON_SLOTS)
         if self.closing:
             if not change.size:
                 return  # KVM takes its own memslots away from a VM that ends
@@ -173,6 +179,11 @@ class Requests:
             self._forget_vm()
         if change.size or self._driver.kvm is not None:
             self._change_slot(event, change)
+            thread = self._threads.flow(event.task.pid).thread
+            command = self._driver.command(thread)
+            if probed and command is not None and command[0] == "create slot":
+                # nothing tells of its end, which others do not wait for, and it changes no entries
+                self._driver.finish(thread)
 
     def _change_slot(self, event: records.Event, change: SlotChange) -> None:
         driver, flow = self._driver, self._threads.flow(event.task.pid)

@@ -143,4 +143,4 @@ class Unmarked:
             return None
         if kvm.params.dirty_ring_size:
             return "reset dirty rings", kvm
-        return "clear dirty log", kvm, where.id, tuple(sorted(gfns)), where.as_id
+        return "clear pages", kvm, where.id, tuple(sorted(gfns)), where.as_id
