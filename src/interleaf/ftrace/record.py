@@ -186,8 +186,9 @@ def _choose(instance: Instance, result: Recording) -> None:
             result.missing.append(f"no event {system}/{event}")
     for what, choices in PROBES:
         if instance.probe(choices) is None:
-            functions = " nor ".join(dict.fromkeys(probe.function for probe in choices))
-            result.missing.append(f"{what}: neither {functions} can be probed")
+            functions = tuple(dict.fromkeys(probe.function for probe in choices))
+            none = f"neither {' nor '.join(functions)} can" if len(functions) > 1 else f"{functions[0]} cannot"
+            result.missing.append(f"{what}: {none} be probed")
 
 
 def _describe(host: Host, instance: Instance, folder: Path) -> None:

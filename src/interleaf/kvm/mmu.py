@@ -100,7 +100,7 @@ def kvm_mmu_load(vcpu: KvmVcpu) -> None:
 
 
 def _trace_load(vcpu: KvmVcpu, root: KvmMmuPage) -> None:
-    trace_load_mmu_pgd(vcpu.index, root.pfn << PFN_SHIFT, vcpu.root_role.level)
+    trace_load_mmu_pgd(vcpu.index, root.pfn << PFN_SHIFT, vcpu.kvm.platform.levels)
 
 
 @routine
