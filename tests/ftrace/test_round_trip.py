@@ -67,6 +67,12 @@ SOME = [
 
 DESIGNS = ("v6.1", "v6.4", "v6.12", "v6.18")
 
+V6_6 = (
+    "v6.1 with split-on-fault with map-level-guard with age-clears-accessed-bit with clear-dirty-atomic with "
+    "nx-disallowed-before-link with nx-track-recheck with nx-skips-dirty-logged with adjust-checks-disallowed"
+)
+"""Between two designs, as docs/compare.md has it."""
+
 APART = DESIGNS if os.environ.get("INTERLEAF_ALL_TRACES") else ("v6.1", "v6.18")
 """Those on which each workload is done: all, or the two that differ most."""
 
@@ -158,7 +164,7 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def written(path: Path, setup: Callable[[Design], object], design: str) -> Path:
-    trace = path / f"{design}.trace"
+    trace = path / "written.trace"
     trace.write_text(trace_of(functools.partial(setup, load(design)), None))
     return trace
 
@@ -212,6 +218,16 @@ def test_a_workload_is_done_again(tmp_path: Path, name: str, design: str) -> Non
     expect_the_same(result)
     if name in CLEARED:
         assert result.explained[Rule.UNNAMED]
+
+
+@pytest.mark.usefixtures("whole")
+@pytest.mark.parametrize("name", ["delete", "NX huge pages", "reclaim", "lazy splitting"])
+def test_a_kernel_between_two_designs_is_one_with_rules_added(tmp_path: Path, name: str) -> None:
+    expect_the_same(there_and_back(tmp_path, workload(name), V6_6))
+
+
+def test_the_docs_have_that_design() -> None:
+    assert V6_6 in (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
 
 
 def _read_only_slot(design: Design) -> None:
