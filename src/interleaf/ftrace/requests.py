@@ -115,10 +115,13 @@ class Requests:
         if marker.word == "SLOT":
             self._set_memory_region(event)
             return
-        driver = self._driver
+        driver, settle = self._driver, self._threads.settle
+        if marker.word == "VM_DESTROYED" and self.closing:
+            settle(pid, event)
+            self._forget_vm()
         if driver.kvm is None:
             return
-        flow, settle = self._threads.flow(pid), self._threads.settle
+        flow = self._threads.flow(pid)
         match marker.word:
             case "GET_DIRTY_LOG":
                 settle(pid, event)
@@ -141,9 +144,6 @@ class Requests:
                 settle(pid, event)
                 self.closing = True
                 flow.next = "destroy VM", driver.kvm
-            case "VM_DESTROYED":
-                settle(pid, event)
-                self._forget_vm()
             case "GET_DIRTY_LOG_DONE" | "SLOT_DONE" | "PREFAULT":
                 settle(pid, event)
 
