@@ -134,7 +134,8 @@ class Flows:
         self._look_for_requests(flow, driver.vcpu(flow.vcpu or 0))
         if not driver.idle(flow.thread):
             return
-        command = self._unmarked.command(flow, event)
+        zapper = self.known.get(self._unmarked.zapper)
+        command = self._unmarked.command(flow, event, zapper is not None and not driver.idle(zapper.thread))
         if command[0] != "enter":
             rules.append(Rule.UNNAMED)
         match command:

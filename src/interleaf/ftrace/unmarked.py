@@ -63,8 +63,9 @@ class Unmarked:
         """Are huge pages not executable on the host: now, or after so many zaps of everything more?"""
         return self._nx[min(self._zaps + later, len(self._nx) - 1)]
 
-    def command(self, flow: Flow, event: records.Event) -> Command:
-        """What an idle thread must be doing that reacts by `event`."""
+    def command(self, flow: Flow, event: records.Event, zapping: bool) -> Command:
+        """What an idle thread must be doing that reacts by `event`. `zapping`: everything is being zapped, which is
+        why a vCPU gets a new root then, in whichever order the two have acted."""
         driver = self._driver
         kvm, vcpu = driver.kvm, driver.vcpu(flow.vcpu or 0)
         assert kvm is not None
@@ -80,8 +81,12 @@ class Unmarked:
             case records.HandleMmioPageFault(gfn=gfn):
                 return "fault", vcpu, gfn, PFERR_RSVD_MASK
             case records.KvmMmuPage(level=level) if level == driver.platform.levels and not driver.must_prepare(vcpu):
-                as_id = self.as_id_after(event)
-                return self.mode(vcpu, driver.as_id(flow.vcpu or 0) if as_id is None else as_id)
+                here, as_id = driver.as_id(flow.vcpu or 0), self.as_id_after(event)
+                if as_id is not None and as_id != here:
+                    return self.mode(vcpu, as_id)
+                if zapping:
+                    return "enter", vcpu
+                return self.mode(vcpu, here)
             case records.KvmTdpMmuSpteChanged() | records.KvmMmuSplitHugePage() | records.KvmMmuPage():
                 if event.task.comm == RECOVERY:
                     return "recover NX huge page", kvm
