@@ -12,8 +12,9 @@ from interleaf.ftrace import drive, matching
 from interleaf.ftrace.compare import Comparison
 from interleaf.ftrace.follow import LiveDriver
 from interleaf.ftrace.options import options_of
+from interleaf.ftrace.parameters import Parameters
 from interleaf.ftrace.reader import Trace
-from interleaf.kvm.kvm_host import KvmMmuPage, KvmParams
+from interleaf.kvm.kvm_host import KvmMmuPage
 from interleaf.runtime import Object, live
 from interleaf.runtime.cells import Cell
 from tests.ftrace.carried import trace_of
@@ -25,7 +26,7 @@ FEW = 4
 def _kept(path: Path, name: str, times: int) -> tuple[Counter[str], Comparison]:
     """What is there of the model after a trace that makes and destroys a VM, so many times in a row."""
     path.write_bytes(gzip.decompress(trace_of(name).read_bytes()) * times)
-    options = options_of(Trace(path), KvmParams())
+    options = options_of(Trace(path), Parameters())
     comparison = Comparison(LiveDriver(load("v" + name.partition("/")[0]), options.platform), options, {})
     result = comparison.run(Trace(path))
     assert result.divergent == 0

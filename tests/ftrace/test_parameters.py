@@ -12,9 +12,10 @@ from tests.ftrace.carried import TRACES
 def test_given_hosts_are_read() -> None:
     for path in sorted({trace.with_name("params.txt") for trace in TRACES}):
         found = read_parameters(path)
-        assert found.eager_page_split
-        assert found.mmio_caching
-        assert found.disable_nx_huge_pages
+        assert found.vm.eager_page_split
+        assert found.vm.mmio_caching
+        assert not found.nx_huge_pages
+        assert found.pml is None
 
 
 def test_each_parameter_counts(tmp_path: Path) -> None:
@@ -22,11 +23,18 @@ def test_each_parameter_counts(tmp_path: Path) -> None:
     path.write_text(
         "".join(
             f"/sys/module/kvm/parameters/{name} = {value}\n"
-            for name, value in (("eager_page_split", "N"), ("mmio_caching", "N"), ("nx_huge_pages", "Y"))
+            for name, value in (
+                ("eager_page_split", "N"),
+                ("mmio_caching", "N"),
+                ("nx_huge_pages", "Y"),
+                ("eptad", "N"),
+            )
         )
     )
     found = read_parameters(path)
-    assert (found.eager_page_split, found.mmio_caching, found.disable_nx_huge_pages) == (False, False, False)
+    assert (found.vm.eager_page_split, found.vm.mmio_caching) == (False, False)
+    assert found.nx_huge_pages
+    assert found.ad_bits is False
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,17 @@ import pytest
 
 from interleaf.ftrace import record as recording
 from interleaf.ftrace.reader import Trace
-from interleaf.ftrace.record import EVENTS, Host, Recording, expect_kvm, record
+from interleaf.ftrace.record import EVENTS, PROBES, Host, Recording, expect_kvm, record
 from interleaf.ftrace.tracefs import Missing, Tracefs, find_tracefs
 from tests.ftrace.carried import trace_of
 
-KNOWN = {"svm_load_mmu_pgd", "__kvm_set_memory_region", "kvm_mmu_zap_all"}
+KNOWN = {
+    "svm_load_mmu_pgd",
+    "__kvm_set_memory_region",
+    "kvm_mmu_zap_all",
+    "kvm_zap_gfn_range",
+    "kvm_arch_pre_set_memory_attributes",
+}
 
 
 class FakeTracefs(Tracefs):
@@ -118,8 +124,10 @@ def test_what_is_recorded_can_be_read_and_everything_is_restored(tmp_path: Path)
     assert probes[0] == "p:somebody/elses do_sys_open"
     assert sorted(line for line in probes if line.startswith("-:")) == [
         f"-:{group}/load_pgd",
+        f"-:{group}/set_attributes",
         f"-:{group}/set_memory_region",
         f"-:{group}/zap_all",
+        f"-:{group}/zap_range",
     ]
     assert [line for line in (tmp_path / "out/kprobe_events.txt").read_text().splitlines() if "load_pgd" in line] == [
         f"p:{group}/load_pgd svm_load_mmu_pgd vcpu=%di:x64 root=%si:x64 level=%dx:x32"
@@ -135,7 +143,7 @@ def test_only_the_instance_is_switched_on_and_what_was_switched_on_is_switched_o
     enabled = [path for path, text in writes if path.endswith("/enable") and text == "1"]
     disabled = [path for path, text in writes if path.endswith("/enable") and text == "0"]
     assert sorted(enabled) == sorted(disabled)
-    assert len(enabled) == len(EVENTS) - 4 + 3
+    assert len(enabled) == len(EVENTS) - 4 + len(PROBES)
     switches = [text for path, text in writes if path.endswith("tracing_on")]
     assert switches == ["0", "1", "0", "0"]
 
@@ -188,6 +196,8 @@ def test_missing_probes_are_told(tmp_path: Path) -> None:
         "which root a vCPU uses: neither vmx_load_mmu_pgd nor svm_load_mmu_pgd can be probed",
         "memslot changes: neither __kvm_set_memory_region nor kvm_set_memory_region can be probed",
         "the end of a VM: neither kvm_mmu_zap_all nor kvm_tdp_mmu_zap_all can be probed",
+        "ranges that are zapped: kvm_zap_gfn_range cannot be probed",
+        "memory that becomes private, or shared: kvm_arch_pre_set_memory_attributes cannot be probed",
     ]
 
 

@@ -63,7 +63,6 @@ REAL = [
         "check_mmio_spte: spte 8000010000037 kvm_gen 8 spte-gen 6 valid 0",
     ),
     (model.HandleMmioPageFault(0, 0x10000, 6), "handle_mmio_page_fault: addr:0 gfn 10000 access 6"),
-    (model.Entry(0), "kvm_entry: vcpu 0, rip 0x0"),
     (
         model.UnmapHvaRange(0x7FFFF77F4000, 0x7FFFF77F8000),
         "kvm_unmap_hva_range: mmu notifier unmap range: 0x007ffff77f4000 -- 0x007ffff77f8000",

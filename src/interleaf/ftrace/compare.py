@@ -8,33 +8,34 @@ the comparison goes on.
 
 from __future__ import annotations
 
-import re
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from interleaf.hw.platform import Paging
 from interleaf.kvm.design import Design
-from interleaf.kvm.kvm_host import KvmMmuPage, KvmParams, KvmVcpu
+from interleaf.kvm.kvm_host import KvmMmuPage, KvmVcpu
 
 from . import records
+from .access import error_code_of
 from .assists import Assists
 from .divergences import Divergences
 from .drive import Driver, Thread
 from .flows import Flows
 from .follow import LiveDriver
-from .lookups import Lookups
+from .lookups import Flow, Lookups
 from .matching import Frames, Rule, kind_of, mismatch
 from .options import Options, options_of
 from .orders import InOrder, Orders, OutOfOrder
 from .outcome import Result
-from .parameters import read_parameters
+from .parameters import Parameters, read_parameters
 from .reader import Trace
+from .requests import Requests
 from .snapshots import Snapshot, read_snapshots, snapshot_number
-from .spte import EPT, NPT
+from .spte import layout_for
 from .stepping import SteppedDriver
-from .stimuli import Marker, SlotChange, Slots, marker_of, slot_change_of
+from .stimuli import PROBES, ROOT_PROBES, Slots
+from .unmarked import Unmarked
 from .walks import compare_tables
 
 AHEAD = 4096
@@ -47,14 +48,30 @@ GIVE_UP = 20
 """Divergences after which the model is not driven any further: all later events count as divergent."""
 
 
-def heeded(event: records.Event) -> bool:
-    """Does an event tell of anything that the model does? Others are left out."""
-    match event.record:
-        case records.Mark() | records.KvmPageFault() | records.KvmEntry() | records.KvmUserspaceExit():
-            return True
-        case records.HvaRange() | records.Hva() | records.Kprobe(symbol="svm_load_mmu_pgd"):
-            return True
-    return kind_of(event.record) is not None
+def heeded(events: Iterable[records.Event]) -> Iterator[records.Event]:
+    """Those events that tell of anything that the model does. An exit only tells which vCPU the thread runs."""
+    vcpus: dict[int, int | None] = {}
+    for event in events:
+        record, pid = event.record, event.task.pid
+        match record:
+            case records.KvmExit(vcpu_id=vcpu_id):
+                if vcpu_id is not None and vcpus.get(pid) != vcpu_id:
+                    vcpus[pid] = vcpu_id
+                    yield event
+            case records.Kprobe(symbol=symbol):
+                if symbol in PROBES:
+                    yield event
+            case records.KvmEntry(vcpu_id=vcpu_id):
+                vcpus[pid] = vcpu_id
+                yield event
+            case records.KvmPageFault(vcpu_id=vcpu_id):
+                if vcpu_id is not None:
+                    vcpus[pid] = vcpu_id
+                yield event
+            case records.Mark() | records.KvmUserspaceExit() | records.HvaRange() | records.Hva():
+                yield event
+            case _ if kind_of(record) is not None:
+                yield event
 
 
 class Comparison:
@@ -64,21 +81,21 @@ class Comparison:
         self.driver = driver
         self.result = Result(driver.design.name)
         self.frames = Frames(self.driver.note, self.driver.is_table)
-        self._params = options.vms
-        self._assists = Assists(driver, NPT if options.platform.paging is Paging.NPT else EPT)
+        self._assists = Assists(driver, layout_for(options.platform.paging))
         self._snapshots = snapshots
         self._slots = Slots()
         self._ahead: deque[records.Event] = deque()
-        self._closing = False
         self._divergences = Divergences(self.driver, self.frames, self.result)
-        self._lookups = Lookups(self.driver, self.frames, self._slots, self._ahead)
-        self.flows = Flows(driver, self.frames, self._lookups, self._diverge)
+        self._lookups = Lookups(self.driver, self.frames, self._slots, self._ahead, options.disallowed)
+        self._unmarked = Unmarked(self.driver, self._slots, self._ahead, options.nx_huge_pages)
+        self.flows = Flows(driver, self.frames, self._lookups, self._unmarked, self._diverge)
+        self._requests = Requests(self.driver, self.flows, self._slots, self._lookups, self._unmarked, options.vms)
         self._orders = Orders(driver, self) if isinstance(driver, SteppedDriver) else InOrder(self)
         self.driver.foresee = self._foresee
 
     def run(self, events: Iterable[records.Event]) -> Result:
         """Compare a whole trace."""
-        for event in filter(heeded, events):
+        for event in heeded(events):
             self._ahead.append(event)
             if len(self._ahead) >= AHEAD:
                 self._orders.next()
@@ -110,14 +127,11 @@ class Comparison:
 
     def keep(self) -> Callable[[], None]:
         """What is known of the trace so far; to call the answer brings it back."""
-        flows, result = self.flows.keep(), self.result.keep()
-        slots, params, closing = dict(self._slots.slots), self._params, self._closing
+        parts = self.flows.keep(), self._requests.keep(), self._unmarked.keep(), self.result.keep()
 
         def bring_back() -> None:
-            flows()
-            self._slots.slots = dict(slots)
-            self._params, self._closing = params, closing
-            result()
+            for part in parts:
+                part()
 
         return bring_back
 
@@ -134,7 +148,7 @@ class Comparison:
 
     def _next_of(self, pid: int) -> records.Event | None:
         for event in islice(self._ahead, FORESIGHT):
-            if event.task.pid == pid:
+            if event.task.pid == pid and not isinstance(event.record, records.KvmExit):
                 return event
         return None
 
@@ -154,28 +168,36 @@ class Comparison:
             return
         match record:
             case records.Mark():
-                self._mark(event)
+                if not self._snapshot(event):
+                    self._requests.mark(event)
             case records.KvmPageFault():
                 self._fault(event, record)
             case records.KvmEntry():
                 self._enter(event, record.vcpu_id)
             case records.KvmUserspaceExit():
                 self.flows.settle(pid, event)
-            case records.HvaRange() | records.Hva() if self.driver.kvm is not None and not self._closing:
+            case records.HvaRange() | records.Hva() if self.driver.kvm is not None and not self._requests.closing:
                 self._notify(event)
-            case records.Kprobe(symbol="svm_load_mmu_pgd"):
-                self._load_pgd(event, record)
+            case records.KvmExit(vcpu_id=vcpu_id) if vcpu_id is not None and self.driver.kvm is not None:
+                self.flows.of(pid).vcpu = vcpu_id
+            case records.Kprobe(symbol=symbol):
+                if symbol in ROOT_PROBES:
+                    self._load_pgd(event, record)
+                else:
+                    self._requests.probe(event, symbol)
 
     def _compare(self, event: records.Event) -> None:
         """The kernel did something: so must the model."""
         self.result.events += 1
         if self.driver.kvm is None:
-            self._diverge(event, "the trace has not told of the VM: no memslot was set before this")
+            self._diverge(event, "the trace has not told of the VM: no memslot was set before this, or the VM is gone")
             return
         flow = self.flows.of(event.task.pid)
         self._lookups.reveal(flow, event)
         rules = [Rule.AD_BITS] if self._assists.before(event) else []
-        reaction = self.flows.next_reaction(flow, event)
+        reaction = self.flows.next_reaction(flow, event, rules)
+        if isinstance(event.record, records.KvmMmuZapAllFast):
+            self._unmarked.everything_zapped(event)
         if reaction is None:
             self._diverge(event, "the model does nothing more here" + self.driver.complaint())
             self._divergences.follow(event)
@@ -200,14 +222,22 @@ class Comparison:
         if self.driver.kvm is None:
             return
         flow = self.flows.of(event.task.pid)
-        flow.vcpu = record.vcpu_id or 0
+        flow.vcpu = (flow.vcpu or 0) if record.vcpu_id is None else record.vcpu_id
         flow.faulting = True
         vcpu = self.driver.vcpu(flow.vcpu)
         if self.driver.memory.peek(KvmVcpu.mmu_root.cell(vcpu)) is None:
             self.flows.ready(flow, event)
+        self._change_address_space(flow, event)
         gfn = record.fault_address >> 12
         self._lookups.begin(flow, gfn)
-        self.driver.begin(flow.thread, "fault", vcpu, gfn, record.error_code)
+        self.driver.begin(flow.thread, "fault", vcpu, gfn, error_code_of(record, self.driver.platform))
+
+    def _change_address_space(self, flow: Flow, event: records.Event) -> None:
+        """If the fault turns out to be in another address space, the vCPU has gone there before it."""
+        index = flow.vcpu or 0
+        as_id = self._unmarked.as_id_of_fault(event)
+        if as_id is not None and as_id != self.driver.as_id(index):
+            self.flows.perform(flow, event, self._unmarked.mode(self.driver.vcpu(index), as_id))
 
     def _enter(self, event: records.Event, vcpu_id: int) -> None:
         self.flows.settle(event.task.pid, event)
@@ -223,10 +253,27 @@ class Comparison:
         if root is None or self.driver.kvm is None:
             return
         flow = self.flows.of(event.task.pid)
+        flow.vcpu = self._unmarked.vcpu_after(event, flow.vcpu)
         vcpu = self.flows.ready(flow, event)
         mine = self.driver.memory.peek(KvmVcpu.mmu_root.cell(vcpu))
-        if isinstance(mine, KvmMmuPage) and not self.frames.bind(mine.pfn, root >> 12):
+        if not isinstance(mine, KvmMmuPage):
+            return
+        known = self._root_in(root >> 12)
+        if known is not None and known is not mine:
+            self.flows.perform(flow, event, self._unmarked.switched(vcpu, known))
+            mine = self.driver.memory.peek(KvmVcpu.mmu_root.cell(vcpu))
+        if not isinstance(mine, KvmMmuPage):
+            self._diverge(event, "the model's vCPU has no root, although it has been told to go to this one")
+        elif not self.frames.bind(mine.pfn, root >> 12):
             self._diverge(event, f"the model's vCPU keeps the root {self.frames.real[mine.pfn]:x}")
+
+    def _root_in(self, frame: int) -> KvmMmuPage | None:
+        """The valid root of the model that stands for a frame."""
+        role = KvmMmuPage.role.cell
+        for sp in self.driver.tables_at(self.driver.platform.levels, 0):
+            if self.frames.real.get(sp.pfn) == frame and not self.driver.memory.peek(role(sp)).invalid:
+                return sp
+        return None
 
     def _notify(self, event: records.Event) -> None:
         record, kvm = event.record, self.driver.kvm
@@ -244,87 +291,15 @@ class Comparison:
             return
         self.flows.interrupt(flow, event, command)
 
-    def _mark(self, event: records.Event) -> None:
-        marker = marker_of(event)
-        if marker is None:
-            return
-        pid = event.task.pid
+    def _snapshot(self, event: records.Event) -> bool:
+        """Is the event a snapshot of the page tables? If so, they are compared."""
         number = snapshot_number(event)
-        if number is not None and number in self._snapshots:
-            self.flows.settle_all(event)
-            tables = compare_tables(self.driver, self.frames, self._snapshots[number], self._assists.volatile)
-            self.result.snapshots.append(tables)
-            return
-        change = slot_change_of(event)
-        if change is not None:
-            self.flows.settle(pid, event)
-            self._change_slot(event, change)
-            return
-        driver = self.driver
-        if driver.kvm is None:
-            return
-        flow = self.flows.of(pid)
-        match marker.word:
-            case "GET_DIRTY_LOG":
-                self.flows.settle(pid, event)
-                driver.begin(flow.thread, "get dirty log", driver.kvm, marker.number("slot") or 0)
-            case "RING":
-                flow.next = "reset dirty rings", driver.kvm
-            case "RESET_DIRTY_RINGS" | "VM_CLOSED":
-                if flow.next is not None:
-                    self.flows.settle(pid, event)
-                    command, flow.next = flow.next, None
-                    driver.begin(flow.thread, *command)
-                self.flows.settle(pid, event)
-            case "STEP" if marker.text.startswith("CLEAR_DIRTY_LOG mask "):
-                self.flows.settle(pid, event)
-                flow.next = self._clearing(marker)
-            case "CLEAR_DONE":
-                self.flows.settle(pid, event)
-            case "VM_DESTROY":
-                self.flows.settle(pid, event)
-                self._closing = True
-                flow.next = "destroy VM", driver.kvm
-            case "VM_DESTROYED":
-                self.flows.settle(pid, event)
-                driver.forget_vm()
-                self._slots.slots = {}
-                self._closing = False
-            case "GET_DIRTY_LOG_DONE" | "SLOT_DONE" | "PREFAULT":
-                self.flows.settle(pid, event)
-
-    def _clearing(self, marker: Marker) -> tuple[object, ...] | None:
-        written = re.match(r"CLEAR_DIRTY_LOG mask (?:0x)?([0-9a-f]{1,16})\b", marker.text)
-        if written is None:
-            return None
-        mask = int(written[1], 16)
-        for slot in self._slots.slots.values():
-            if slot.flags & 1:
-                base = slot.gpa >> 12
-                gfns = tuple(base + bit for bit in range(mask.bit_length()) if mask >> bit & 1)
-                return "clear dirty log", self.driver.kvm, slot.slot, gfns
-        return None
-
-    def _change_slot(self, event: records.Event, change: SlotChange) -> None:
-        driver, flow = self.driver, self.flows.of(event.task.pid)
-        if driver.kvm is None:
-            driver.create_vm(flow.thread, self._params[0] if self._params else KvmParams())
-            self._params = self._params[1:]
-            driver.vcpu(0)
-        old = self._slots.slots.get(change.slot)
-        base, pages, hva = change.gpa >> 12, change.size >> 12, change.hva >> 12
-        self._slots.change(change)
-        if not change.size:
-            if old is not None:
-                driver.begin(flow.thread, "delete slot", driver.kvm, change.slot)
-        elif old is None:
-            driver.begin(flow.thread, "create slot", driver.kvm, change.slot, base, pages, hva, 0, change.flags)
-        elif old.gpa != change.gpa:
-            driver.begin(flow.thread, "move slot", driver.kvm, change.slot, base)
-        elif old.flags != change.flags:
-            if not change.flags & 1:
-                self._lookups.find_huge_pages(event, change)
-            driver.begin(flow.thread, "set flags", driver.kvm, change.slot, change.flags)
+        if number is None or number not in self._snapshots:
+            return False
+        self.flows.settle_all(event)
+        tables = compare_tables(self.driver, self.frames, self._snapshots[number], self._assists.volatile)
+        self.result.snapshots.append(tables)
+        return True
 
     def _diverge(self, event: records.Event, reason: str) -> None:
         flow = self.flows.known.get(event.task.pid)
@@ -338,7 +313,7 @@ def compare_trace(path: Path, design: Design, snapshots: Path | None = None, par
     First with a driver that cannot go back; if an event does not fit, and several threads have acted, all over again
     with one that can, because they may have acted in another order than that of their events.
     """
-    options = options_of(Trace(path), KvmParams() if parameters is None else read_parameters(parameters))
+    options = options_of(Trace(path), Parameters() if parameters is None else read_parameters(parameters))
     found = {} if snapshots is None else {snapshot.number: snapshot for snapshot in read_snapshots(snapshots)}
     trace = Trace(path)
     try:

@@ -17,7 +17,7 @@ from interleaf.hw.page_table import index_of, pages_per_entry
 from interleaf.hw.platform import Platform
 from interleaf.kvm import trace as model
 from interleaf.kvm.design import Design, Rule
-from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmParams, KvmVcpu
+from interleaf.kvm.kvm_host import Kvm, KvmMmuPage, KvmMmuPageRole, KvmParams, KvmVcpu
 from interleaf.mm.mm import Mm
 from interleaf.runtime import Memory, ModelError, Task, World
 from interleaf.runtime.cells import Cell
@@ -42,6 +42,10 @@ STIMULI = (
     model.DirtyRingPush,
     model.DirtyRingReset,
     model.DirtyRingExit,
+    model.SetMemoryRegion,
+    model.LoadMmuPgd,
+    model.ZapAll,
+    model.ZapGfnRange,
 )
 """Records of the model that only repeat what it was told, or that KVM's MMU events do not have."""
 
@@ -163,13 +167,19 @@ class Driver(ABC):
 
     @property
     def kvm(self) -> Kvm | None:
+        """The VM; None if there is none yet, or it is gone."""
         found = self.memory.peek(Machine.kvm.cell(self._machine))
-        return found if isinstance(found, Kvm) else None
+        return found if isinstance(found, Kvm) and is_allocated(self.memory, found) else None
 
     def vcpus(self) -> tuple[KvmVcpu, ...]:
         kvm = self.kvm
         found: tuple[KvmVcpu, ...] = self.memory.peek(Kvm.vcpus.cell(kvm)) if kvm is not None else ()
         return found
+
+    def as_id(self, index: int) -> int:
+        """The address space that the vCPU of that number is in."""
+        role: KvmMmuPageRole = self.memory.peek(KvmVcpu.root_role.cell(self.vcpu(index)))
+        return role.as_id
 
     def must_prepare(self, vcpu: KvmVcpu) -> bool:
         """Is there anything to do before the vCPU enters the guest?"""
@@ -285,9 +295,9 @@ class Driver(ABC):
         """Run the thread until it is idle; False if it reacts, or waits."""
         return not self.advance(thread) and self.idle(thread)
 
-    def create_vm(self, thread: Thread, params: KvmParams) -> None:
-        """Make a VM."""
-        self.begin(thread, "create VM", self._machine, self.design, self.platform, params)
+    def create_vm(self, thread: Thread, params: KvmParams, nx_huge_pages: bool) -> None:
+        """Make a VM, on a host whose huge pages are, or are not, executable."""
+        self.begin(thread, "create VM", self._machine, self.design, self.platform, params, nx_huge_pages)
         self.finish(thread)
 
     def vcpu(self, index: int) -> KvmVcpu:

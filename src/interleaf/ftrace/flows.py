@@ -13,7 +13,10 @@ from interleaf.kvm.kvm_host import KvmVcpu
 from . import records
 from .drive import Driver, Reaction, Thread
 from .lookups import Flow, Lookups
-from .matching import Frames, show
+from .matching import Frames, Rule, show
+from .programs import Command
+from .tasks import WORKER
+from .unmarked import Unmarked
 
 _UNPREPARED = (
     *(records.KvmPageFault, records.KvmUserspaceExit, records.KvmMmuSpteRequested),
@@ -26,12 +29,18 @@ class Flows:
     """All threads of a trace, by pid. `diverge` is told of an event at which the model differs, and why."""
 
     def __init__(
-        self, driver: Driver, frames: Frames, lookups: Lookups, diverge: Callable[[records.Event, str], None]
+        self,
+        driver: Driver,
+        frames: Frames,
+        lookups: Lookups,
+        unmarked: Unmarked,
+        diverge: Callable[[records.Event, str], None],
     ) -> None:
         self.known: dict[int, Flow] = {}
         self._driver = driver
         self._frames = frames
         self._lookups = lookups
+        self._unmarked = unmarked
         self._diverge = diverge
 
     def of(self, pid: int) -> Flow:
@@ -64,9 +73,9 @@ class Flows:
 
     # what they do next
 
-    def next_reaction(self, flow: Flow, event: records.Event) -> Reaction | None:
+    def next_reaction(self, flow: Flow, event: records.Event, rules: list[Rule]) -> Reaction | None:
         """The next that the model does in this thread, which ought to be what the event says; None if it does nothing
-        more."""
+        more. What has to be supposed for that is added to `rules`."""
         driver = self._driver
         while flow.nested:
             if driver.advance(flow.nested[-1]):
@@ -80,32 +89,60 @@ class Flows:
             return None
         flow.fault_hva = None
         if flow.next is None:
-            while driver.wander():
-                pass
-            stray = driver.stray()
+            stray = self._stray(event)
             if stray is not None:
                 return stray
-        self._begin_unmarked(flow, event)
+        if driver.kvm is None:
+            return None
+        self._begin_unmarked(flow, event, rules)
         return driver.reaction(flow.thread) if driver.advance(flow.thread) else None
 
-    def _begin_unmarked(self, flow: Flow, event: records.Event) -> None:
+    def _stray(self, event: records.Event) -> Reaction | None:
+        """What a task does that the model has started by itself."""
+        driver = self._driver
+        found = self._wander()
+        if found is not None or not event.task.comm.startswith(WORKER):
+            return found
+        # who is to queue the work may not have come so far: who zaps everything, or puts the last reference on a root
+        zapper = self.known.get(self._unmarked.zapper)
+        for flow in sorted(self.known.values(), key=lambda flow: flow is not zapper):
+            for thread in (flow.thread, *flow.nested):
+                if not driver.idle(thread) and not thread.reactions:
+                    driver.foresee(thread)
+                    driver.advance(thread)
+            found = self._wander()
+            if found is not None:
+                break
+        return found
+
+    def _wander(self) -> Reaction | None:
+        while self._driver.wander():
+            pass
+        return self._driver.stray()
+
+    def _begin_unmarked(self, flow: Flow, event: records.Event, rules: list[Rule]) -> None:
         """A thread reacts to something that the trace does not name."""
-        record = event.record
+        driver, record = self._driver, event.record
         if flow.next is not None:
             command, flow.next = flow.next, None
-            self._driver.begin(flow.thread, *command)
+            driver.begin(flow.thread, *command)
             return
-        vcpu = self._driver.vcpu(flow.vcpu or 0)
-        if isinstance(record, records.KvmMmuSpteRequested):
-            if flow.faulting:
-                return
-            self._lookups.begin(flow, record.gfn)
-            self._driver.begin(flow.thread, "prefault", vcpu, record.gfn, 1)
-            self._lookups.reveal(flow, event)
-        else:
-            self._look_for_requests(flow, vcpu)
-            if self._driver.idle(flow.thread):
-                self._driver.begin(flow.thread, "enter", vcpu)
+        if flow.faulting and isinstance(record, records.KvmMmuSpteRequested | records.FastPageFault):
+            return
+        if isinstance(record, records.KvmMmuPage):
+            flow.vcpu = self._unmarked.vcpu_after(event, flow.vcpu)
+        self._look_for_requests(flow, driver.vcpu(flow.vcpu or 0))
+        if not driver.idle(flow.thread):
+            return
+        zapper = self.known.get(self._unmarked.zapper)
+        command = self._unmarked.command(flow, event, zapper is not None and not driver.idle(zapper.thread))
+        if command[0] != "enter":
+            rules.append(Rule.UNNAMED)
+        match command:
+            case "prefault", _, int(gfn), _:
+                self._lookups.begin(flow, gfn)
+        driver.begin(flow.thread, *command)
+        self._lookups.reveal(flow, event)
 
     def _look_for_requests(self, flow: Flow, vcpu: KvmVcpu) -> None:
         self._driver.looked(flow.thread, KvmVcpu.requests.cell(vcpu), KvmVcpu.mmu_root.cell(vcpu))
@@ -117,9 +154,13 @@ class Flows:
         if not self._driver.idle(flow.thread):
             self._finish(flow, flow.thread, event)
         if self._driver.must_prepare(vcpu):
-            self._driver.begin(flow.thread, "enter", vcpu)
-            self._finish(flow, flow.thread, event)
+            self.perform(flow, event, ("enter", vcpu))
         return vcpu
+
+    def perform(self, flow: Flow, event: records.Event, command: Command) -> None:
+        """A thread that does nothing does this, all of it, before the event."""
+        self._driver.begin(flow.thread, *command)
+        self._finish(flow, flow.thread, event)
 
     def begin_early(self, thread: Thread, event: records.Event) -> None:
         """A thread that does nothing, and of which `event` is the next, does what its vCPU has been asked for."""
@@ -167,10 +208,12 @@ class Flows:
         flow.nested.clear()
         flow.faulting = False
 
-    def settle_all(self, event: records.Event | None) -> None:
-        """All threads have come to the end of what they were doing."""
-        for pid in list(self.known):
-            self.settle(pid, event)
+    def settle_all(self, event: records.Event | None, doing: frozenset[str] | None = None) -> None:
+        """All threads have come to the end of what they were doing, or those that are doing one of these commands."""
+        for pid, flow in list(self.known.items()):
+            command = self._driver.command(flow.thread)
+            if doing is None or (command is not None and command[0] in doing):
+                self.settle(pid, event)
 
     def _finish(self, flow: Flow, thread: Thread, event: records.Event | None) -> None:
         driver = self._driver

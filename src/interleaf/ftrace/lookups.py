@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from interleaf.hw.page_table import PG_LEVEL_4K
+from interleaf.hw.page_table import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, pages_per_entry
 from interleaf.kvm.kvm_host import KVM_PFN_NOSLOT
 from interleaf.kvm.tdp.spte import is_host_writable_spte
 
 from . import records
 from .drive import Driver, Thread
 from .matching import Frames
-from .spte import PRESENT, is_leaf, points_to_table
-from .stimuli import SlotChange, Slots, marker_of
+from .spte import PRESENT, is_leaf, pfn_of, points_to_table
+from .stimuli import SlotChange, Slots, is_stimulus
 from .walks import first_frame
 
 
@@ -44,15 +44,24 @@ class Flow:
 class Lookups:
     """What faults find in the host. `ahead` are the events that come next."""
 
-    def __init__(self, driver: Driver, frames: Frames, slots: Slots, ahead: Iterable[records.Event]) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        frames: Frames,
+        slots: Slots,
+        ahead: Iterable[records.Event],
+        disallowed: frozenset[tuple[int, int]],
+    ) -> None:
+        """`disallowed`: see `Options`."""
         self.driver = driver
         self.frames = frames
         self._slots = slots
         self._ahead = ahead
+        self._disallowed = disallowed
 
     def begin(self, flow: Flow, gfn: int) -> None:
         """A fault on `gfn` begins: it waits for the trace to show what the host has there."""
-        hva = self._hva(gfn)
+        hva = self._hva(gfn, self.driver.as_id(flow.vcpu or 0))
         flow.fault_hva = hva
         if hva is not None:
             self.driver.host.wait(hva)
@@ -65,7 +74,15 @@ class Lookups:
         if record.pfn == KVM_PFN_NOSLOT:
             return
         hva, flow.fault_hva = flow.fault_hva, None
-        self.driver.host.show(hva, record.pfn, record.level, self._writable(event, record))
+        level = record.level
+        if level == PG_LEVEL_4K:  # of a page that is executed, which may be a part of a huge one all the same
+            level = next((up for up in (PG_LEVEL_2M, PG_LEVEL_1G) if self._was_split(record, up)), level)
+        self.driver.host.show(hva, record.pfn, level, self._writable(event, record))
+
+    def _was_split(self, record: records.KvmMmuSpteRequested, level: int) -> bool:
+        """Could the page be a part of a huge one that was split because it must not be executed?"""
+        pages = pages_per_entry(level)
+        return (record.pfn ^ record.gfn) % pages == 0 and (level, record.gfn & -pages) in self._disallowed
 
     def end(self, flow: Flow, event: records.Event | None) -> None:
         """A fault ends, and has asked for no page."""
@@ -77,27 +94,29 @@ class Lookups:
             self.driver.host.show(hva, 0, PG_LEVEL_4K, True)
 
     def find_huge_pages(self, event: records.Event, change: SlotChange) -> None:
-        """Logging ends, and KVM asks the host where it has huge pages: tables that are dropped show where it has."""
+        """Logging ends, and KVM asks the host where it has huge pages: tables that are dropped show where it has, or
+        leafs, in kernels that drop those."""
         offset = (change.hva >> 12) - (change.gpa >> 12)
         for later in self._ahead:
-            marker = marker_of(later)
-            if later.task.pid == event.task.pid and marker is not None:
+            if later.task.pid == event.task.pid and is_stimulus(later):
                 return
             found = later.record
-            if (
-                isinstance(found, records.KvmTdpMmuSpteChanged)
-                and later.task.pid == event.task.pid
-                and points_to_table(found.old_spte, found.level)
-            ):
-                pfn = first_frame(self.driver, self.frames, found.gfn, found.level)
-                if pfn is not None:
-                    self.driver.host.show_huge(found.gfn + offset, found.level, pfn)
+            if not isinstance(found, records.KvmTdpMmuSpteChanged) or later.task.pid != event.task.pid:
+                continue
+            gfn, level, old = found.gfn, found.level, found.old_spte
+            pfn = None
+            if points_to_table(old, level):
+                pfn = first_frame(self.driver, self.frames, gfn, level)
+            elif old & PRESENT and not found.new_spte & PRESENT and level < PG_LEVEL_1G:
+                level += 1
+                pfn = pfn_of(old) - gfn % pages_per_entry(level)
+                gfn &= -pages_per_entry(level)
+            if pfn is not None:
+                self.driver.host.show_huge(gfn + offset, level, pfn)
 
-    def _hva(self, gfn: int) -> int | None:
-        for slot in self._slots.slots.values():
-            if slot.gpa >> 12 <= gfn < (slot.gpa + slot.size) >> 12:
-                return (slot.hva >> 12) + gfn - (slot.gpa >> 12)
-        return None
+    def _hva(self, gfn: int, as_id: int) -> int | None:
+        slot = self._slots.slot_of(gfn, as_id)
+        return None if slot is None else (slot.hva >> 12) + gfn - (slot.gpa >> 12)
 
     def _writable(self, event: records.Event, record: records.KvmMmuSpteRequested) -> bool:
         """May the host's page be written? The SPTE that is made for it tells."""

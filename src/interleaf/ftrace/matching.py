@@ -27,6 +27,7 @@ class Rule(enum.StrEnum):
     TABLE_FRAME = "the host chose the frame of a page table"
     HOST_PAGE = "the host chose the frame and the level of a page, and whether it may be written"
     AD_BITS = "the CPU set A or D bits"
+    UNNAMED = "what the trace does not name was done to KVM, as its reactions show"
     ORDER = "two CPUs' events stand in an order that their operations explain"
 
 

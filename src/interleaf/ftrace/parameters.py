@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
-from interleaf.kvm.kvm_host import KvmParams
+from interleaf.kvm.kvm_host import DEFAULT_PARAMS, KvmParams
 
 from .source import Unreadable
 
@@ -15,8 +16,22 @@ _NEEDED = "tdp_mmu", "npt", "ept"
 """Without any of these the host's page tables are not the TDP MMU's."""
 
 
-def read_parameters(path: Path) -> KvmParams:
-    """What the host's administrator has chosen for each VM. Raises Unreadable."""
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What the host's administrator has chosen."""
+
+    vm: KvmParams = DEFAULT_PARAMS
+    """For each VM."""
+    nx_huge_pages: bool = False
+    """Huge pages are not executable."""
+    ad_bits: bool | None = None
+    """The host's EPT has A and D bits. None: nobody has said so."""
+    pml: bool | None = None
+    """The processor logs pages whose D bit it sets."""
+
+
+def read_parameters(path: Path) -> Parameters:
+    """The parameters in a file. Raises Unreadable."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -36,10 +51,14 @@ def read_parameters(path: Path) -> KvmParams:
     for name in _NEEDED:
         if not _is_on(path, found, name, True):
             raise Unreadable(f"{path}: {name} is {found[name]}, so what is traced is not the TDP MMU.")
-    return KvmParams(
-        eager_page_split=_is_on(path, found, "eager_page_split", True),
-        mmio_caching=_is_on(path, found, "mmio_caching", True),
-        disable_nx_huge_pages=not _is_on(path, found, "nx_huge_pages", True),
+    return Parameters(
+        KvmParams(
+            eager_page_split=_is_on(path, found, "eager_page_split", True),
+            mmio_caching=_is_on(path, found, "mmio_caching", True),
+        ),
+        nx_huge_pages=_is_on(path, found, "nx_huge_pages", False),
+        ad_bits=_is_on(path, found, "eptad", True) if "eptad" in found else None,
+        pml=_is_on(path, found, "pml", True) if "pml" in found else None,
     )
 
 

@@ -1,7 +1,8 @@
 """The model's records as the kernel prints its events: the counterpart of `texts`.
 
 What the model does not have is printed as a kernel could have it: rip is 0, no shadow page is in use, and `%p` prints
-a number that stands for the address, as the kernel's hash does. (kernel arch/x86/kvm/mmu/mmutrace.h,
+a number that stands for the address, as the kernel's hash does. The probes are those that `record` sets.
+ (kernel arch/x86/kvm/mmu/mmutrace.h,
 arch/x86/kvm/trace.h, include/trace/events/kvm.h; v5.13 to v6.18)
 """
 
@@ -23,6 +24,8 @@ from interleaf.kvm.tdp.spte import is_executable_pte, is_writable_pte
 from interleaf.linux.refcount import refcount_t
 from interleaf.runtime import Memory, ModelError
 
+from .access import qualification_of
+
 ACCESS = ("---", "--x", "w--", "w-x", "-u-", "-ux", "wu-", "wux")
 """By ACC_*: the access of a page-table page."""
 
@@ -34,17 +37,17 @@ FLAGS = (
     (PFERR_FETCH_MASK, "F"),
 )
 
-EPT_VIOLATION_ACC_READ, EPT_VIOLATION_ACC_WRITE, EPT_VIOLATION_ACC_INSTR = 1, 2, 4
-EPT_VIOLATION_READABLE = 1 << 3
-EPT_VIOLATION_GVA_TRANSLATED = 3 << 7
-"""The guest's address is known, and it was the access itself that faulted."""
-
 HASH = 0x9E3779B1
+
+ZAP_RANGE = "zap_range", "kvm_zap_gfn_range"
+"""The probe of that function, and the function."""
 
 
 def printed(record: object, memory: Memory) -> list[tuple[str, str]]:
     """The events of a record that has just been emitted in the execution of `memory`: name and text of each. Raises
     ModelError for what is no record of an event."""
+    if isinstance(record, model.Entry) and _requested(_vm(memory), memory, record.vcpu_id):
+        return []  # the vCPU looks for requests before it says that it enters the guest
     if isinstance(record, model.EmptyFrozen):
         as_id, first, end, level, old, new = record
         gfns = range(first, end, pages_per_entry(level))
@@ -104,7 +107,24 @@ def _printed(record: object, memory: Memory) -> tuple[str, str]:
             return "kvm_dirty_ring_reset", f"ring {ring}: dirty {dirty:#x} reset {reset:#x} (used {dirty - reset})"
         case model.DirtyRingExit(vcpu):
             return "kvm_dirty_ring_exit", f"vcpu {vcpu}"
+        case model.SetMemoryRegion(slot, flags, gpa, size, hva):
+            values = f"slot={slot} flags={flags} gpa={gpa:#x} size={size:#x} hva={hva:#x}"
+            return "set_memory_region", f"{_function('__kvm_set_memory_region', 'kvm')} {values}"
+        case model.LoadMmuPgd(vcpu, root, level):
+            ept = _vm(memory).platform.paging is Paging.EPT
+            where = _function("vmx_load_mmu_pgd", "kvm_intel") if ept else _function("svm_load_mmu_pgd", "kvm_amd")
+            return "load_pgd", f"{where} vcpu={vcpu + 1:#x} root={root:#x} level={level:#x}"
+        case model.ZapAll():
+            return "zap_all", f"{_function('kvm_mmu_zap_all', 'kvm')} kvm=0x1"
+        case model.ZapGfnRange(start, end, attributes):
+            name, symbol = ("set_attributes", "kvm_arch_pre_set_memory_attributes") if attributes else ZAP_RANGE
+            return name, f"{_function(symbol, 'kvm')} start={start:#x} end={end:#x}"
     raise ModelError(f"{record!r} is no record of an event that a kernel has.")
+
+
+def _function(symbol: str, module: str) -> str:
+    """Where a probe has been hit."""
+    return f"({symbol}+0x0/0x1 [{module}])"
 
 
 def _vm(memory: Memory) -> Kvm:
@@ -135,17 +155,10 @@ def _rights(kvm: Kvm, spte: int) -> str:
 def _fault(kvm: Kvm, vcpu: int, address: int, code: int) -> str:
     """On Intel's processors the event has the exit qualification as its error code."""
     if kvm.platform.paging is Paging.EPT:
-        present = EPT_VIOLATION_READABLE if code & PFERR_PRESENT_MASK else 0
-        code = EPT_VIOLATION_GVA_TRANSLATED | present | _accessed(code)
+        code = qualification_of(code)
     if kvm.design.fault_event_names_vcpu:
         return f"vcpu {vcpu} rip 0x0 address {address:#018x} error_code {code:#x}"
     return f"address {address:x} error_code {code:x}"
-
-
-def _accessed(code: int) -> int:
-    if code & PFERR_FETCH_MASK:
-        return EPT_VIOLATION_ACC_INSTR
-    return EPT_VIOLATION_ACC_WRITE if code & PFERR_WRITE_MASK else EPT_VIOLATION_ACC_READ
 
 
 def _flags(code: int) -> str:
@@ -157,6 +170,11 @@ def _flags(code: int) -> str:
 
 def _pointer(address: int) -> str:
     return f"{address * HASH & 0xFFFFFFFF:016x}"
+
+
+def _requested(kvm: Kvm, memory: Memory, index: int) -> bool:
+    vcpus: tuple[KvmVcpu, ...] = memory.peek(Kvm.vcpus.cell(kvm))
+    return bool(memory.peek(KvmVcpu.requests.cell(vcpus[index])))
 
 
 def _ring(kvm: Kvm, memory: Memory, vcpu: int) -> tuple[int, int]:

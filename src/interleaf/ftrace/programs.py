@@ -10,11 +10,24 @@ from typing import Any
 
 from interleaf.hw.platform import Platform
 from interleaf.kvm.design import Design
-from interleaf.kvm.dirty_log import kvm_clear_dirty_log, kvm_get_dirty_log, kvm_vm_set_slot_flags
+from interleaf.kvm.dirty_log import kvm_clear_dirty_log, kvm_get_dirty_log, kvm_vm_set_slot_flags, set_bit_le
 from interleaf.kvm.dirty_ring import dirty_ring_collect, kvm_vm_ioctl_reset_dirty_pages
-from interleaf.kvm.kvm_host import Kvm, KvmParams, KvmRequest, KvmVcpu
-from interleaf.kvm.memslots import kvm_create_memslot, kvm_delete_memslot, kvm_move_memslot
-from interleaf.kvm.mmu import kvm_mmu_free_obsolete_roots, kvm_mmu_reload, kvm_mmu_unload
+from interleaf.kvm.kvm_host import Kvm, KvmModule, KvmParams, KvmRequest, KvmVcpu
+from interleaf.kvm.memslots import (
+    id_to_memslot,
+    kvm_create_memslot,
+    kvm_delete_memslot,
+    kvm_memslots,
+    kvm_move_memslot,
+)
+from interleaf.kvm.mmu import (
+    kvm_init_mmu,
+    kvm_mmu_free_obsolete_roots,
+    kvm_mmu_new_pgd,
+    kvm_mmu_reload,
+    kvm_mmu_reset_context,
+    kvm_mmu_unload,
+)
 from interleaf.kvm.mmu_notifier import (
     kvm_mmu_notifier_change_pte,
     kvm_mmu_notifier_clear_flush_young,
@@ -23,14 +36,18 @@ from interleaf.kvm.mmu_notifier import (
     kvm_mmu_notifier_test_young,
     mm_kernel,
 )
+from interleaf.kvm.nx_recovery import kvm_recover_nx_huge_pages
 from interleaf.kvm.page_fault import kvm_mmu_page_fault
 from interleaf.kvm.prefault import kvm_vcpu_pre_fault_memory
 from interleaf.kvm.request import kvm_check_requests
 from interleaf.kvm.vm import kvm_create_vm, kvm_put_kvm, kvm_vm_ioctl_create_vcpu
+from interleaf.kvm.zap import kvm_zap_gfn_range, set_nx_huge_pages
+from interleaf.linux.atomic import WRITE_ONCE
+from interleaf.linux.list import list_empty
 from interleaf.linux.srcu import srcu_read_lock, srcu_read_unlock
 from interleaf.mm.mm import Mm, mm_alloc
 from interleaf.mm.mm_types import Pte
-from interleaf.runtime import BLOCK, Marked, Memory, Object, checkpoint, operation, routine, spawn
+from interleaf.runtime import BLOCK, Marked, Memory, Object, checkpoint, operation, routine, spawn, the
 
 Command = tuple[Any, ...]
 
@@ -79,9 +96,10 @@ def _perform(command: Command) -> None:
 
 
 @routine
-def create_vm(machine: Machine, design: Design, platform: Platform, params: KvmParams) -> None:
-    """KVM_CREATE_VM, with one vCPU."""
+def create_vm(machine: Machine, design: Design, platform: Platform, params: KvmParams, nx_huge_pages: bool) -> None:
+    """KVM_CREATE_VM. `nx_huge_pages`: huge pages are not executable on this host."""
     assert machine.mm is not None
+    WRITE_ONCE(the(KvmModule), KvmModule.nx_huge_pages, nx_huge_pages)
     machine.kvm = kvm_create_vm(design, machine.mm, None, platform, params)
 
 
@@ -120,6 +138,38 @@ def notify_change(kvm: Kvm, hva: int, entry: Pte) -> None:
 
 
 @routine
+def change_mode(vcpu: KvmVcpu, as_id: int, guest_mode: bool) -> None:
+    """The vCPU enters or leaves system management mode, or a guest of its own, and gets the root for that."""
+    if as_id == vcpu.root_role.as_id and guest_mode == vcpu.root_role.guest_mode:
+        return
+    if as_id != vcpu.root_role.as_id:
+        vcpu.smm, vcpu.guest_mode = bool(as_id), guest_mode
+        kvm_mmu_reset_context(vcpu)
+    else:
+        vcpu.guest_mode = guest_mode
+        kvm_init_mmu(vcpu)
+        kvm_mmu_new_pgd(vcpu)
+    enter(vcpu)
+
+
+@routine
+def recover_nx_huge_page(kvm: Kvm) -> None:
+    """The VM's recovery thread zaps the next table that it can."""
+    while not kvm_recover_nx_huge_pages(kvm, 1) and not list_empty(kvm.possible_nx_huge_pages):
+        checkpoint()
+
+
+@routine
+def clear_pages(kvm: Kvm, slot_id: int, gfns: tuple[int, ...], as_id: int) -> None:
+    """Userspace clears these pages in the dirty log of a slot. They were dirty: the processor may have logged some."""
+    slot = id_to_memslot(kvm_memslots(kvm), slot_id, as_id)
+    assert slot.dirty_bitmap is not None
+    for gfn in gfns:
+        set_bit_le(slot.dirty_bitmap, gfn - slot.base_gfn)
+    kvm_clear_dirty_log(kvm, slot_id, gfns, as_id)
+
+
+@routine
 def collect(kvm: Kvm) -> None:
     """Userspace takes what is in the dirty rings, and has them reset."""
     for vcpu in kvm.vcpus:
@@ -138,8 +188,13 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "delete slot": kvm_delete_memslot,
     "move slot": kvm_move_memslot,
     "set flags": kvm_vm_set_slot_flags,
+    "change mode": change_mode,
+    "write nx_huge_pages": set_nx_huge_pages,
+    "recover NX huge page": recover_nx_huge_page,
+    "zap range": kvm_zap_gfn_range,
     "get dirty log": kvm_get_dirty_log,
     "clear dirty log": kvm_clear_dirty_log,
+    "clear pages": clear_pages,
     "reset dirty rings": collect,
     "unmap": notify_unmap,
     "unmap begins": kvm_mmu_notifier_invalidate_range_start,

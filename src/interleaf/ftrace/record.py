@@ -64,6 +64,11 @@ PROBES: tuple[tuple[str, tuple[Probe, ...]], ...] = (
         "the end of a VM",
         (Probe("zap_all", "kvm_mmu_zap_all", "kvm=%di:x64"), Probe("zap_all", "kvm_tdp_mmu_zap_all", "kvm=%di:x64")),
     ),
+    ("ranges that are zapped", (Probe("zap_range", "kvm_zap_gfn_range", "start=%si:x64 end=%dx:x64"),)),
+    (
+        "memory that becomes private, or shared",
+        (Probe("set_attributes", "kvm_arch_pre_set_memory_attributes", "start=+8(%si):x64 end=+16(%si):x64"),),
+    ),
 )
 """What a probe tells, and the functions that tell it, of which each kernel has one."""
 
@@ -181,8 +186,9 @@ def _choose(instance: Instance, result: Recording) -> None:
             result.missing.append(f"no event {system}/{event}")
     for what, choices in PROBES:
         if instance.probe(choices) is None:
-            functions = " nor ".join(dict.fromkeys(probe.function for probe in choices))
-            result.missing.append(f"{what}: neither {functions} can be probed")
+            functions = tuple(dict.fromkeys(probe.function for probe in choices))
+            none = f"neither {' nor '.join(functions)} can" if len(functions) > 1 else f"{functions[0]} cannot"
+            result.missing.append(f"{what}: {none} be probed")
 
 
 def _describe(host: Host, instance: Instance, folder: Path) -> None:

@@ -73,6 +73,11 @@ NPT = Layout(Paging.NPT, accessed=1 << 5, dirty=1 << 6, nx=1 << 63, x=0)
 EPT = Layout(Paging.EPT, accessed=1 << 8, dirty=1 << 9, nx=0, x=1 << 2)
 
 
+def layout_for(paging: Paging) -> Layout:
+    """The layout of a format."""
+    return NPT if paging is Paging.NPT else EPT
+
+
 def layout_of(spte: int) -> Layout:
     """The format of an entry that points to a table.
 

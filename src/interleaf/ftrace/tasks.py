@@ -23,6 +23,13 @@ from .records import (
     Mark,
 )
 
+RECOVERY = "kvm-nx-lpage-re"
+"""Name of the threads that make huge pages again of what was split for execution, as far as the kernel keeps it."""
+
+
+WORKER = "kworker/"
+"""How the names of those threads begin that do what other threads have queued as work."""
+
 
 class Doing(enum.StrEnum):
     """Why a task changes page tables."""

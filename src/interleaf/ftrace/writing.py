@@ -12,6 +12,7 @@ from collections.abc import Callable
 from interleaf.runtime import Execution, Schedule, Task, World
 
 from .printing import printed
+from .tasks import RECOVERY, WORKER
 
 FIRST_PID = 1000
 
@@ -20,6 +21,9 @@ TURN = 200
 
 COMM = 15
 """Letters of a thread's name that the kernel keeps."""
+
+THREADS = {"nx-recovery": RECOVERY, "work:": f"{WORKER}u2:0"}
+"""How the kernel calls threads that it starts itself, by how the model does."""
 
 HEADER = """\
 # tracer: nop
@@ -89,7 +93,8 @@ class Written(Execution):
         return HEADER.format(events=len(self._lines), cpus=len(self.world.tasks)) + "".join(self._lines)
 
     def _write(self, task: Task, record: object) -> None:
-        comm, pid, time = str(task)[:COMM], FIRST_PID + task.index, len(self.steps)
+        pid, time = FIRST_PID + task.index, len(self.steps)
+        comm = next((kernel for mine, kernel in THREADS.items() if str(task).startswith(mine)), str(task)[:COMM])
         seconds, microseconds = divmod(time, 1_000_000)
         place = f"{comm:>16}-{pid:<7d} [{task.index:03d}] ..... {seconds:5d}.{microseconds:06d}"
         self._lines += [f"{place}: {name}: {text}\n" for name, text in printed(record, self.memory)]

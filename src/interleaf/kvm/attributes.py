@@ -22,6 +22,7 @@ from .kvm_host import Kvm, KvmGfnRange, KvmMemorySlot, KvmVcpu
 from .memslots import kvm_memslots
 from .mmu_notifier import kvm_unmap_gfn_range
 from .tlb import kvm_flush_remote_tlbs
+from .trace import trace_kvm_zap_gfn_range
 
 KVM_MEMORY_ATTRIBUTE_PRIVATE = 1 << 3
 KVM_LPAGE_MIXED_FLAG = 1 << 31
@@ -132,6 +133,7 @@ def _pre_set(kvm: Kvm, ranges: tuple[KvmGfnRange, ...]) -> None:
             for level, gfn in _at_borders(gfn_range):
                 if not gfn_range.slot.arch.disallow_lpage[level, gfn] & KVM_LPAGE_MIXED_FLAG:
                     kvm_mmu_invalidate_range_add(kvm, gfn, gfn + pages_per_entry(level))
+        trace_kvm_zap_gfn_range(gfn_range.start, gfn_range.end, True)
         flush |= kvm_unmap_gfn_range(kvm, gfn_range)
     if flush:
         kvm_flush_remote_tlbs(kvm)

@@ -23,7 +23,7 @@ from .dirty_protect import (
 from .dirty_ring import kvm_dirty_ring_push
 from .kvm_host import KVM_MEM_LOG_DIRTY_PAGES, Kvm, KvmDirtyBitmap, KvmMemorySlot, KvmVcpu
 from .logged import collection_begins, collection_ends, gfns_in, logging_begins, logging_ends
-from .memslots import gfn_to_memslot, id_to_memslot, kvm_memslots, kvm_update_flags_memslot
+from .memslots import gfn_to_memslot, id_to_memslot, kvm_memslots, kvm_update_flags_memslot, trace_set_flags
 from .tdp.dirty import BITS_PER_LONG
 
 
@@ -174,6 +174,7 @@ def kvm_vm_set_slot_flags(kvm: Kvm, slot_id: int, flags: int, as_id: int = 0) ->
     """
     mutex_lock(kvm.slots_lock)
     old = id_to_memslot(kvm_memslots(kvm), slot_id, as_id)
+    trace_set_flags(old, flags)
     changed = old.flags ^ flags
     if changed & ~KVM_MEM_LOG_DIRTY_PAGES:
         raise ModelError(f"the flags of memslot {slot_id} cannot change from {old.flags:#x} to {flags:#x}.")

@@ -11,6 +11,7 @@ switches between two sets of trees; what readers see, and for how long, is the s
 
 from __future__ import annotations
 
+from interleaf.hw.ept import PFN_SHIFT
 from interleaf.linux.atomic import WRITE_ONCE
 from interleaf.linux.lockdep import lockdep_assert_held
 from interleaf.linux.mutex import mutex_lock, mutex_unlock
@@ -33,6 +34,7 @@ from .kvm_host import (
     KvmMemslots,
 )
 from .logged import gfns_in, logging_begins, logging_ends
+from .trace import trace_kvm_set_memory_region
 from .zap import kvm_arch_flush_shadow_memslot, kvm_mmu_zap_all_fast
 
 SWAP_WAITS_FOR_NOTIFIERS = rule(
@@ -155,6 +157,16 @@ def kvm_invalidate_memslot(kvm: Kvm, slot: KvmMemorySlot) -> KvmMemorySlot:
     return invalid
 
 
+def trace_set_flags(slot: KvmMemorySlot, flags: int) -> None:
+    """User space asks for other flags of a slot."""
+    _trace(slot.id, slot.as_id, flags, slot.base_gfn, slot.npages, slot.userspace_addr)
+
+
+def _trace(id: int, as_id: int, flags: int, base_gfn: int, npages: int, userspace_addr: int) -> None:
+    gpa, size, hva = base_gfn << PFN_SHIFT, npages << PFN_SHIFT, userspace_addr << PFN_SHIFT
+    trace_kvm_set_memory_region(as_id << 16 | id, flags, gpa, size, hva)
+
+
 def _expect_no_conflict(kvm: Kvm, id: int, base_gfn: int, npages: int, as_id: int, moved: KvmMemorySlot | None) -> None:
     for other in kvm_memslots(kvm).slots:
         if other.as_id != as_id or other is moved:
@@ -186,6 +198,7 @@ def kvm_create_memslot(
     slot with that id exists, or one that overlaps.
     """
     mutex_lock(kvm.slots_lock)
+    _trace(id, as_id, flags, base_gfn, npages, userspace_addr)
     _expect_no_conflict(kvm, id, base_gfn, npages, as_id, None)
     bitmap = kvm_alloc_dirty_bitmap(kvm, base_gfn, npages) if flags & KVM_MEM_LOG_DIRTY_PAGES else None
     slot = new(
@@ -215,6 +228,7 @@ def kvm_delete_memslot(kvm: Kvm, id: int, as_id: int = 0) -> None:
     """
     mutex_lock(kvm.slots_lock)
     slot = id_to_memslot(kvm_memslots(kvm), id, as_id)
+    _trace(id, as_id, 0, slot.base_gfn, 0, slot.userspace_addr)
     if slot.dirty_bitmap is not None:
         logging_ends(kvm, slot)
     mutex_lock(kvm.slots_arch_lock)
@@ -232,6 +246,7 @@ def kvm_move_memslot(kvm: Kvm, id: int, base_gfn: int, as_id: int = 0) -> None:
     from now on. Sleeps. Raises ModelError if there is no such slot, or another one in the way."""
     mutex_lock(kvm.slots_lock)
     slot = id_to_memslot(kvm_memslots(kvm), id, as_id)
+    _trace(id, as_id, slot.flags, base_gfn, slot.npages, slot.userspace_addr)
     _expect_no_conflict(kvm, id, base_gfn, slot.npages, as_id, slot)
     if slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
         logging_ends(kvm, slot)

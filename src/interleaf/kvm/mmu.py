@@ -8,6 +8,7 @@ the latest ones, with a reference on each, to come back to them without a lock. 
 
 from __future__ import annotations
 
+from interleaf.hw.ept import PFN_SHIFT
 from interleaf.linux.atomic import READ_ONCE
 from interleaf.linux.lockdep import lock
 from interleaf.linux.rwlock import read_lock, read_unlock, write_lock, write_unlock
@@ -27,6 +28,7 @@ from .shadow import (
 from .tdp import tdp_mmu
 from .tdp.roots import ROOTS_UNDER_READ_LOCK
 from .tlb import kvm_flush_tlb_current
+from .trace import trace_load_mmu_pgd
 
 FREE_OBSOLETE_CHECKS_EACH = rule(
     "free-obsolete-checks-each",
@@ -93,7 +95,12 @@ def kvm_mmu_load(vcpu: KvmVcpu) -> None:
     _unlock(kvm, shared)
     vcpu.mmu_root = root
     kvm_flush_tlb_current(vcpu)
+    _trace_load(vcpu, root)
     say(f"vCPU{vcpu.index} loads {root.name}")
+
+
+def _trace_load(vcpu: KvmVcpu, root: KvmMmuPage) -> None:
+    trace_load_mmu_pgd(vcpu.index, root.pfn << PFN_SHIFT, vcpu.kvm.platform.levels)
 
 
 @routine
@@ -186,6 +193,7 @@ def kvm_mmu_new_pgd(vcpu: KvmVcpu) -> None:
     if fast_pgd_switch(vcpu):
         root = vcpu.mmu_root
         assert root is not None
+        _trace_load(vcpu, root)
         say(f"vCPU{vcpu.index} goes back to {root.name}")
 
 

@@ -42,16 +42,17 @@ NX_RECOVERY_UNDER_READ_LOCK = rule(
 
 
 @routine
-def kvm_recover_nx_huge_pages(kvm: Kvm) -> None:
-    """Zap the tables that are on the list of possible huge pages now, as a ratio of 1 does. Takes mmu_lock, and may
-    give it up on the way. Sleeps."""
+def kvm_recover_nx_huge_pages(kvm: Kvm, most: int | None = None) -> bool:
+    """Zap the tables that are on the list of possible huge pages now, the first `most` of them (None: all, as a ratio
+    of 1 does). Was any of the last ones zapped, so that TLBs had to be flushed at the end? Takes mmu_lock, and may give
+    it up on the way. Sleeps."""
     shared = kvm.design.obeys(NX_RECOVERY_UNDER_READ_LOCK)
     srcu = srcu_read_lock(kvm.srcu)
     (read_lock if shared else write_lock)(kvm.mmu_lock)
     if not shared:
         expect_possible_nx_huge_pages(kvm)
     rcu_read_lock()
-    to_zap, flush = kvm.nx_lpage_splits, False
+    to_zap, flush = kvm.nx_lpage_splits if most is None else most, False
     while to_zap:
         checkpoint()
         sp = _first_shared(kvm) if shared else _first(kvm)
@@ -66,6 +67,7 @@ def kvm_recover_nx_huge_pages(kvm: Kvm) -> None:
     rcu_read_unlock()
     (read_unlock if shared else write_unlock)(kvm.mmu_lock)
     srcu_read_unlock(kvm.srcu, srcu)
+    return flush
 
 
 @routine

@@ -1,5 +1,8 @@
 """KVM's tracepoints: what the model tells whoever follows one of its runs, in the kernel's own terms.
 
+Besides, the entries of a few functions at which whoever traces a kernel sets probes, because no event tells of them:
+memslot changes, root loads, zaps that nobody has asked for by a notifier.
+
 One record a tracepoint, with the fields of the kernel's event (arch/x86/kvm/mmu/mmutrace.h, arch/x86/kvm/trace.h,
 include/trace/events/kvm.h; v6.12), and one function a tracepoint that emits it, called where the kernel calls it. A
 search does not listen, and pays nothing for them.
@@ -180,6 +183,38 @@ class DirtyRingExit(NamedTuple):
     vcpu_id: int
 
 
+class SetMemoryRegion(NamedTuple):
+    """kvm_set_memory_region() is called with what user space gives: the address space in the upper half of `slot`;
+    sizes and addresses in bytes."""
+
+    slot: int
+    flags: int
+    gpa: int
+    size: int
+    hva: int
+
+
+class LoadMmuPgd(NamedTuple):
+    """vmx_load_mmu_pgd() or svm_load_mmu_pgd() is called: a vCPU is going to use the root table at the physical address
+    `root`."""
+
+    vcpu_id: int
+    root: int
+    level: int
+
+
+class ZapAll(NamedTuple):
+    """kvm_mmu_zap_all() is called: the VM or its process ends."""
+
+
+class ZapGfnRange(NamedTuple):
+    """kvm_zap_gfn_range() is called, or kvm_arch_pre_set_memory_attributes() (`attributes`): for start <= gfn < end."""
+
+    start: int
+    end: int
+    attributes: bool
+
+
 def trace_kvm_tdp_mmu_spte_changed(as_id: int, gfn: int, level: int, old_spte: int, new_spte: int) -> None:
     """Emitted only where the two values differ."""
     trace(SpteChanged(as_id, gfn, level, old_spte, new_spte))
@@ -286,3 +321,23 @@ def trace_kvm_dirty_ring_reset(ring: int) -> None:
 def trace_kvm_dirty_ring_exit(vcpu_id: int) -> None:
     """The vCPU stops until its ring is emptied."""
     trace(DirtyRingExit(vcpu_id))
+
+
+def trace_kvm_set_memory_region(slot: int, flags: int, gpa: int, size: int, hva: int) -> None:
+    """`slot` as user space gives it; the rest in bytes. size 0: the slot is deleted."""
+    trace(SetMemoryRegion(slot, flags, gpa, size, hva))
+
+
+def trace_load_mmu_pgd(vcpu_id: int, root: int, level: int) -> None:
+    """`root`: a physical address in bytes."""
+    trace(LoadMmuPgd(vcpu_id, root, level))
+
+
+def trace_kvm_mmu_zap_all() -> None:
+    """Before mmu_lock is taken."""
+    trace(ZapAll())
+
+
+def trace_kvm_zap_gfn_range(start: int, end: int, attributes: bool = False) -> None:
+    """In 4 KiB pages."""
+    trace(ZapGfnRange(start, end, attributes))

@@ -30,6 +30,7 @@ from .shadow import kvm_memslots_have_rmaps, kvm_mmu_zap_all_legacy, kvm_rmap_za
 from .tdp import ghost, tdp_mmu
 from .tdp.references import roots_on_list
 from .tlb import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_range
+from .trace import trace_kvm_mmu_zap_all, trace_kvm_zap_gfn_range
 
 ZAP_ALL_SLOTS_LOCK = rule(
     "zap-all-takes-slots-lock",
@@ -98,6 +99,7 @@ def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:
 def kvm_mmu_zap_all(kvm: Kvm) -> None:
     """Zap everything under every root, slowly: the address space or the VM goes away, and no vCPU
     runs. Takes mmu_lock."""
+    trace_kvm_mmu_zap_all()
     write_lock(kvm.mmu_lock)
     expect_possible_nx_huge_pages(kvm)
     kvm_mmu_zap_all_legacy(kvm)
@@ -126,6 +128,7 @@ def _range_to_invalidate(design: Design, gfn_start: int, gfn_end: int) -> tuple[
 def kvm_zap_gfn_range(kvm: Kvm, gfn_start: int, gfn_end: int) -> None:
     """Zap the gfns gfn_start <= gfn < gfn_end in all roots that can be used, because how they must be mapped has
     changed (memory types, say); they fault in again. Takes mmu_lock, and may give it up on the way."""
+    trace_kvm_zap_gfn_range(gfn_start, gfn_end)
     counts = kvm.design.obeys(ZAP_RANGE_COUNTS)
     write_lock(kvm.mmu_lock)
     _range_zap_begins(kvm, gfn_start, gfn_end)

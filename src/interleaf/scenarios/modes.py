@@ -8,6 +8,7 @@ from interleaf.kvm.kvm_host import Kvm, KvmParams, KvmVcpu
 from interleaf.kvm.memslots import kvm_create_memslot, kvm_delete_memslot
 from interleaf.kvm.page_fault import kvm_mmu_do_page_fault
 from interleaf.kvm.prefault import kvm_vcpu_pre_fault_memory
+from interleaf.kvm.trace import trace_kvm_page_fault
 from interleaf.kvm.vcpu import enter_l2, exit_l2, kvm_arch_vcpu_ioctl_run, read, toggle_cr0_wp, write
 from interleaf.kvm.zap import kvm_zap_gfn_range, set_nx_huge_pages
 from interleaf.linux.srcu import srcu_read_lock, srcu_read_unlock
@@ -127,6 +128,7 @@ def _delete_and_unmap(kvm: Kvm) -> None:
 @routine
 def _handle_fault(vcpu: KvmVcpu) -> None:
     """The vCPU has left the guest because gfn 0 was not mapped, but it is by now."""
+    trace_kvm_page_fault(vcpu.index, 0, PFERR_WRITE_MASK)
     srcu = srcu_read_lock(vcpu.kvm.srcu)
     kvm_mmu_do_page_fault(vcpu, 0, PFERR_WRITE_MASK)
     srcu_read_unlock(vcpu.kvm.srcu, srcu)
