@@ -5,9 +5,10 @@
 Each cell at its default size, SECONDS (60) for a search over steps; WHAT are parts of "scenario/design" that choose
 cells. Prints a line a cell, and ends with 1 if the engines disagree on any. Where the search over steps comes to its
 end, both must have found the same violations and the same final states, and measured the same. Where it does not, it
-is begun again as long as there is something left to find, each time with other executions first; the search over states
-must have found whatever any of them has found, and together they must have found a violation of each rule that the
-search over states has found violated.
+is begun again as long as there is something left to find, each time with other executions first: at random, and in the
+end along the story of what is left to find, up to its last switch between tasks. The search over states must have found
+whatever any of them has found, and together they must have found a violation of each rule that the search over states
+has found violated.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from interleaf import designs, scenarios
 from interleaf.explore.branches import Frame
 from interleaf.explore.outcome import Bounds, Outcome
 from interleaf.explore.states import StateSearch
-from interleaf.explore.steps import StepSearch
+from interleaf.explore.steps import Final, StepSearch
+from interleaf.runtime.execution import Schedule
 
 from .compare import Collector, Findings, findings, run
 
@@ -57,13 +60,34 @@ class Elsewhere(StepSearch):
         return self._rng.choice(able)
 
 
+class Along(StepSearch):
+    """A search over steps that begins with the executions that begin as a schedule does, up to its last switch."""
+
+    def __init__(self, setup: Callable[[], object], schedule: Schedule, *, final: Final, bounds: Bounds) -> None:
+        super().__init__(setup, final=final, bounds=bounds)
+        tasks = [move.task for move in schedule]
+        while tasks and tasks[-1] == schedule[-1].task:
+            tasks.pop()
+        self._tasks = tasks
+
+    def _first(self, frame: Frame, able: list[int]) -> int:
+        made = Counter(event.node.task.name for event in self.path.events for _ in event.moves)
+        names = {node.task.name: task for task in able if (node := frame.snapshot.nodes[task]) is not None}
+        for name in self._tasks:
+            if made[name]:
+                made[name] -= 1
+            elif name in names:
+                return names[name]
+        return super()._first(frame, able)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What both engines say of a cell."""
 
     states: Outcome
     steps: tuple[Outcome, ...]
-    """Of the searches over steps: the last of them came to its end, or none."""
+    """Of the searches over steps: if any came to its end, the last one did."""
     by_states: Findings
     by_steps: Findings
 
@@ -115,6 +139,9 @@ def compare(cell: Cell, bounds: Bounds, again: Bounds, of_states: Bounds | None 
     steps = [run(StepSearch(setup, final=theirs, bounds=bounds))]
     while not steps[-1].exhaustive and len(steps) <= AGAIN and rules(states) - rules(*steps):
         steps.append(run(Elsewhere(setup, final=theirs, bounds=again, seed=len(steps))))
+    for found in states.found:
+        if not steps[-1].exhaustive and found.violation.rule in rules(states) - rules(*steps):
+            steps.append(run(Along(setup, found.schedule, final=theirs, bounds=again)))
     by_steps = [_findings(outcome, theirs) for outcome in steps]
     return Comparison(
         states,
