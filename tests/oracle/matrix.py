@@ -47,7 +47,7 @@ class Cell:
         return f"{self.scenario}/{self.design}"
 
 
-AGAIN = 12
+AGAIN = 4
 """A search over steps that has not come to its end is begun again so often, at most."""
 
 

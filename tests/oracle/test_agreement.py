@@ -23,7 +23,7 @@ from .programs import Program
 from .telling import FREED_EAGERLY, ONCE_WRONG
 
 CHUNKS = 8
-PROGRAMS = int(os.environ.get("INTERLEAF_ORACLE_PROGRAMS", "10_032"))
+PROGRAMS = int(os.environ.get("INTERLEAF_ORACLE_PROGRAMS", "10_080"))
 SEED = os.environ.get("INTERLEAF_ORACLE_SEED", "0")
 
 

@@ -14,7 +14,7 @@ from interleaf.explore.outcome import Bounds
 
 from .matrix import Cell, Comparison, compare, rules
 
-BOUNDS = Bounds(executions=100), Bounds(executions=500), Bounds(states=1_000)
+BOUNDS = Bounds(executions=50), Bounds(executions=300), Bounds(states=400)
 
 WHOLE = 0.2
 """The part of the scenarios, on each design, that both engines search to the end within these bounds, at least."""

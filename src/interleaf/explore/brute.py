@@ -293,6 +293,8 @@ class BruteForce:
             raise StepLimit(f"an execution is longer than {self.bounds.steps} steps")
         state = self.driver.state()
         if state in self._seen:
+            if not self.merge:
+                self._count()  # it has come round to where it was
             return
         self._seen.add(state)
         self._path.append(_State(state, [(task, ()) for task in reversed(self.driver.unfinished())]))
