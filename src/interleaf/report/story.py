@@ -29,6 +29,9 @@ WIDTH = 100
 LEAST_COLUMN = 22
 """Narrower columns cannot be read; then all tasks share one."""
 
+LEAST_WIDTH = 30
+"""Lines are no shorter than this: a narrower terminal breaks them itself."""
+
 LEAST_FOLDED = 5
 """Fewer operations in a row that do not matter are not even counted."""
 
@@ -73,6 +76,7 @@ def tell(
 
     Without `explained`, what the property means is left out: the reader has seen it.
     """
+    width = max(width, LEAST_WIDTH)
     shorten = short_names(narration)
     known = property_of(finding.property)
     lines = [Line(text, ALARM) for text in _wrap(f"{finding.property}: {shorten(finding.message)}", width)]
@@ -187,7 +191,8 @@ def _before(narration: Narration, shorten: Callable[[str], str], width: int) -> 
     lines = [Line(text, FAINT) for text in _labelled("set-up", "; ".join(notes), width)] if notes else []
     made = [told for told in narration.told if told.step < 0]
     if made:
-        lines += [Line(f"= {describe(root, shorten)}", FAINT) for root in made[-1].roots]
+        for root in made[-1].roots:
+            lines += [Line(text, FAINT) for text in _wrap(f"= {describe(root, shorten)}", width, "    ")]
     return [*lines, Line("")] if lines else []
 
 
@@ -258,8 +263,11 @@ def _columns(entries: list[_Entry], width: int) -> list[Line]:
 
 
 def _one_column(entries: list[_Entry], width: int) -> list[Line]:
-    """The entries one below the other, each with its task; for more tasks than there is room for columns."""
-    widest = max(len(entry.task) for entry in entries)
+    """The entries one below the other, each with its task; for more tasks than there is room for columns.
+
+    A name that leaves no room beside it stands above what its task does.
+    """
+    widest = max((size for entry in entries if (size := len(entry.task)) + 3 + LEAST_COLUMN <= width), default=0)
     lines: list[Line] = []
     functions: dict[str, str] = {}
     last = ""
@@ -268,7 +276,11 @@ def _one_column(entries: list[_Entry], width: int) -> list[Line]:
             lines += [Line(text, entry.style) for text in _wrap(entry.text, width, "    ")]
             continue
         for text in _cell(entry, functions, width - widest - 3):
-            lines.append(Line(f"{entry.task if entry.task != last else '':{widest}} | {text}", entry.style))
+            name = entry.task if entry.task != last else ""
+            if len(name) > widest:
+                lines.append(Line(name, HEADING))
+                name = ""
+            lines.append(Line(f"{name:{widest}} | {text}", entry.style))
             last = entry.task
     return lines
 
