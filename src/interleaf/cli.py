@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import io
 import os
 import sys
 import traceback
@@ -195,17 +197,33 @@ def list_(
 
 def main() -> None:
     """Run the command that the arguments name. Whatever happens, the user sees a message and no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what the terminal's encoding does not have is a "?" in it
     try:
         app()
-    except BrokenPipeError:
-        # whoever read the output has seen enough; nothing may be written to it at exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as end:
+        # Typer and Rich exit with 1 when the output is closed; that would say that something is violated
+        if not _over_a_closed_pipe(end):
+            raise
+        _close_output()
         sys.exit(UNUSABLE)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()
         _give_up(f"{error.filename or 'the output'}: {error.strerror or error}")
     except Exception as error:
         _give_up(_in_words(error))
+
+
+def _over_a_closed_pipe(error: BaseException) -> bool:
+    """Did the reader of the output go away, so that this came of it?"""
+    context = error.__context__
+    return isinstance(error, BrokenPipeError) or (context is not None and _over_a_closed_pipe(context))
+
+
+def _close_output() -> None:
+    """Nothing more can be written to standard output, at exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _in_words(error: Exception) -> str:
@@ -219,5 +237,6 @@ def _in_words(error: Exception) -> str:
 
 
 def _give_up(text: str) -> None:
-    print(f"interleaf: {text}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the exit code says it, too
+        print(f"interleaf: {text}", file=sys.stderr)
     sys.exit(UNUSABLE)
