@@ -272,6 +272,9 @@ def test_help_tells_the_exit_codes() -> None:
         (("fault-vs-unmap", "--set", "pages=0"), "pages of the scenario fault-vs-unmap must be at least 1, not 0"),
         (("fault-vs-unmap", "--set", "pages"), "expected NAME=NUMBER"),
         (("fault-vs-unmap", "--set", "pages=two"), "'two' is no whole number"),
+        (("fault-vs-unmap", "--set", "pages=2", "--set", "pages=3"), "--set gives pages more than one value"),
+        (("--design", "v6.12", "--drop", "x"), "there is no rule 'x'; `interleaf list rules` says which"),
+        (("--seconds", "inf"), "--seconds inf: leave it out"),
         (("--states", "0"), "Invalid value for '--states'"),
         (("--workers", "none"), "Invalid value for '--workers'"),
         (("--json", "missing/out.json"), "there is no directory missing"),
@@ -418,7 +421,8 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> 
         assert "cannot be written to" in refused("check", "--json", kept)
     file = tmp_path / "file"
     file.write_text("")
-    assert "the result could not be written" in refused("check", "--findings", file / "folder")
+    assert f"{file / 'folder'}: Not a directory" in refused("check", "--findings", file / "folder")
+    assert f"{file} is no folder" in refused("check", "--findings", file)
     assert kept.read_text() == "old"
 
 

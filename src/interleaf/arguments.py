@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,10 @@ def requests_for(
     """The cells of the matrix, row by row. Raises Refused."""
     _expect_engine_honours(engine, bounds, seed)
     parameters = tuple(_setting(text) for text in settings)
+    names = [name for name, _ in parameters]
+    for name in names:
+        if names.count(name) > 1:
+            raise Refused(f"--set gives {name} more than one value.")
     try:
         rows = list(dict.fromkeys(scenario_specs)) or _scenarios_for(changes)
         columns = [f"{spec}{changes.words}" for spec in dict.fromkeys(design_specs) or _designs_for(changes)]
@@ -116,6 +121,8 @@ def _expect_engine_honours(engine: str, bounds: Bounds, seed: int | None) -> Non
     """An option that an engine cannot honour is an error, and no surprise afterwards."""
     if engine not in ENGINES:
         raise Refused(f"there is no engine {engine!r}; {_near(engine, ENGINES)}")
+    if bounds.seconds is not None and not math.isfinite(bounds.seconds):
+        raise Refused(f"--seconds {bounds.seconds}: leave it out for no bound on the time.")
     bounded = bounds.preemptions is not None
     impossible = {
         "--preemptions": bounded and engine != "states",

@@ -163,7 +163,7 @@ def write(results: Sequence[Result], told: Sequence[Told], outputs: Outputs, **m
     except BrokenPipeError:
         raise
     except OSError as error:
-        where = error.filename or outputs.json or outputs.findings
+        where = error.filename or ("standard output" if outputs.json_alone else outputs.json or outputs.findings)
         raise Refused(f"{where} cannot be written: {error.strerror or error}. {totals(results)}.") from error
 
 
@@ -287,6 +287,8 @@ def expect_writable(outputs: Outputs) -> None:
     """Make the folder for findings. Raises Refused if the results could not be written, before the search."""
     try:
         if outputs.findings is not None:
+            if outputs.findings.exists() and not outputs.findings.is_dir():
+                raise NotADirectoryError(f"{outputs.findings} is no folder; --findings takes a folder")
             outputs.findings.mkdir(parents=True, exist_ok=True)
             document.expect_writable(outputs.findings / "finding.json")
         if outputs.json is not None and not outputs.json_alone:
@@ -294,4 +296,5 @@ def expect_writable(outputs: Outputs) -> None:
         if outputs.ftrace is not None:
             document.expect_writable(outputs.ftrace)
     except OSError as error:
-        raise Refused(f"the result could not be written: {error}.") from error
+        why = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
+        raise Refused(f"the result could not be written: {why}.") from error

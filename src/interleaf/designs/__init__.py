@@ -87,8 +87,10 @@ def changed(design: Design, changes: str, bugs: Bugs = NO_BUGS) -> Design:
                 design = _swapped(design, name)
             case "bug":
                 if name not in bugs:
-                    close = difflib.get_close_matches(name.upper(), bugs, 3) or bugs or ["none here"]
-                    raise ModelError(f"there is no bug {name!r}. Did you mean {', '.join(close)}?")
+                    close = difflib.get_close_matches(name.upper(), bugs, 3)
+                    there = ", ".join(bugs) or "none"
+                    hint = f"Did you mean {' or '.join(close)}?" if close else f"There are: {there}."
+                    raise ModelError(f"there is no bug {name!r}. {hint}")
                 design = bugs[name](design)
     return design
 

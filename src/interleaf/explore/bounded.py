@@ -85,7 +85,7 @@ class BoundedSearch:
         """Search to the end or to a bound."""
         self._began = time.monotonic()
         outcome = self.outcome
-        outcome.stopped = f"at most {self.budget} preemptions were tried"
+        outcome.stopped = f"at most {self.budget} preemption{'' if self.budget == 1 else 's'} were tried"
         try:
             while not self._pass():
                 outcome.restarts += 1

@@ -33,6 +33,8 @@ class Rule:
     """The kernel commit (or version, or mail) that took it out again; empty if nothing has."""
 
 
+LISTED = "`interleaf list rules` says which there are, and which designs follow them."
+
 RULES: dict[str, Rule] = {}
 """Every rule that any imported module declares, by name."""
 
@@ -116,8 +118,9 @@ class Design:
         """
         known = functions()
         if function not in known:
-            close = difflib.get_close_matches(function, known, 3) or known
-            raise ModelError(f"designs have no function {function!r}. Did you mean {', '.join(close)}?")
+            close = difflib.get_close_matches(function, known, 3)
+            hint = f"Did you mean {' or '.join(close)}?" if close else f"They have {', '.join(known)}."
+            raise ModelError(f"designs have no function {function!r}. {hint}")
         if getattr(self, function) is getattr(other, function):
             raise ModelError(f"{self.name} and {other.name} have the same {function}.")
         changed = {"name": f"{self.name} swap {function}={other.name}", function: getattr(other, function)}
@@ -152,9 +155,10 @@ class Design:
     def _change(self, name: str, rules: frozenset[str], how: str, possible: frozenset[str], why_not: str) -> Self:
         if name not in possible:
             if name in RULES:
-                raise ModelError(f"{self.name} {why_not} {name!r}. Possible: {', '.join(sorted(possible))}.")
-            close = difflib.get_close_matches(name, possible, 3) or sorted(possible)
-            raise ModelError(f"there is no rule {name!r}. Did you mean {', '.join(close)}?")
+                raise ModelError(f"{self.name} {why_not} {name!r}; {LISTED}")
+            close = difflib.get_close_matches(name, RULES, 3)
+            hint = f". Did you mean {' or '.join(close)}?" if close else f"; {LISTED}"
+            raise ModelError(f"there is no rule {name!r}{hint}")
         return dataclasses.replace(self, name=f"{self.name} {how} {name}", rules=rules)
 
 
