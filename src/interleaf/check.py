@@ -29,6 +29,7 @@ from interleaf.kvm.design import Design
 from interleaf.kvm.tdp.work import CHANGED, TORN_DOWN
 from interleaf.properties import MADE_OF, NAMES
 from interleaf.runtime import ModelError, Schedule
+from interleaf.runtime.cells import SETUP
 from interleaf.scenarios import Scenario
 
 Search: TypeAlias = StateSearch | StepSearch | BoundedSearch | Hunt
@@ -165,7 +166,7 @@ def _work(outcomes: Sequence[Outcome]) -> tuple[Work, ...]:
         for (name, task), most in outcome.measured.items():
             of_task = measured.setdefault(task, {})
             of_task[name] = max(most, of_task.get(name, 0))
-    measured.pop("setup", None)
+    measured.pop(SETUP, None)
     return tuple(Work(task, most[CHANGED], most[TORN_DOWN]) for task, most in sorted(measured.items()))
 
 

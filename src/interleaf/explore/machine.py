@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from interleaf.runtime.carrier import CHOICE, CUSTOM, END, JOIN, READ, WRITE
-from interleaf.runtime.cells import World
+from interleaf.runtime.cells import SETUP, World
 from interleaf.runtime.execution import StepLimit
 from interleaf.runtime.findings import ModelError, Violation, ViolationRaised
 from interleaf.runtime.memory import ALIVE, BLOCK, NOTHING_HELD, Memory
@@ -403,7 +403,7 @@ class Machine:
         memory.spawned.clear()
 
     def _set_up(self, setup: Callable[[], object]) -> None:
-        task = intern_task(self.world, "setup")
+        task = intern_task(self.world, SETUP)
         self.memory.spawned.append((task, setup, ()))
         self._spawn()
         steps = 0

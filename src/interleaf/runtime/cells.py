@@ -138,6 +138,10 @@ class Cell:
         return f"<{self.label}>"
 
 
+SETUP = "setup"
+"""The task that sets an execution up, alone."""
+
+
 class World:
     """Names for objects, cells and tasks, the same in every execution that uses this world.
 
@@ -165,7 +169,8 @@ class World:
         self.gathered: dict[Value, Any] = {}
         """What is learned over all executions (lock order, rules exercised), by key."""
         self.exercised: dict[str, int] = {}
-        """How often each property had the chance to fail."""
+        """How often each property had the chance to fail in a task. What the set-up does is the same in every
+        execution, and over before any two tasks race: it tests nothing."""
         self.measured: dict[tuple[str, str], int] = {}
         """The largest value of each quantity that the model measures, by its name and the task's, in any execution."""
         self.listener: Callable[[Any, object], None] | None = None

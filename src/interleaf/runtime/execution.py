@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from .carrier import CHOICE, END, Carrier, Note, Op
-from .cells import World
+from .cells import SETUP, World
 from .findings import ModelError, Violation, ViolationRaised
 from .memory import BLOCK, NOTHING_HELD, Memory, Observer
 from .operations import Choose, Task, end_task, intern_task
@@ -102,7 +102,7 @@ class Execution:
         self.carriers: dict[int, Carrier] = {}
         self.pending: dict[int, Op] = {}
         self.steps: list[Step] = []
-        self.setup = intern_task(world, "setup")
+        self.setup = intern_task(world, SETUP)
         self._begin(self.setup, setup, ())
         while self.setup.index in self.pending:
             if self.step(self.setup) is None:

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from greenlet import getcurrent
 
 from .carrier import Carrier, Op, TaskGreenlet
-from .cells import Cell, World
+from .cells import SETUP, Cell, World
 from .findings import ModelError, Violation, ViolationRaised
 from .memory import ALIVE, BLOCK, NOTHING_HELD, Memory, held_locks
 from .objects import Object
@@ -312,7 +312,7 @@ class Live:
         self.violations: list[Violation] = []
         """What has been found; whoever has seen it may clear it."""
         self._carriers: dict[int, LiveCarrier] = {}
-        first = intern_task(world, "setup")
+        first = intern_task(world, SETUP)
         self._begin(first, setup, ())
         self.run(first)
         if first.index in self._carriers:

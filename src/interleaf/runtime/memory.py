@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from .cells import LOOKS, NOTES, READS, WRITES, Cell, World
+from .cells import LOOKS, NOTES, READS, SETUP, WRITES, Cell, World
 from .findings import Violation, ViolationRaised
 from .values import Value
 
@@ -205,7 +205,9 @@ class Memory:
         self.warnings.append(violation)
 
     def exercise(self, name: str) -> None:
-        """Count a chance of property `name` to fail."""
+        """Count a chance of property `name` to fail. See `World.exercised`."""
+        if self.world.tasks[self.task].name == SETUP:
+            return
         self.world.exercised[name] = self.world.exercised.get(name, 0) + 1
 
     def measure(self, name: str, value: int) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 from .carrier import READ, WRITE, Op, perform, running
-from .cells import Cell, World
+from .cells import SETUP, Cell, World
 from .findings import ModelError, Violation, ViolationRaised
 from .memory import ALIVE, FREED, Memory
 from .values import Value, canonical
@@ -389,7 +389,7 @@ class New(Op):
                 known = ", ".join([*self.cls.constants, *self.cls.fields])
                 raise ModelError(f"{self.cls.__name__} has no field {name!r}; it has {known}.")
         kind = self.cls.__name__
-        name = kind if task.name == "setup" else f"{task.name}:{kind}"
+        name = kind if task.name == SETUP else f"{task.name}:{kind}"
         obj = intern_object(world, self.cls, f"{name}{count}", None, kind, constants)
         if "serial" not in obj.__dict__:
             obj.__dict__["serial"] = world.serial(self.cls, task, count)
