@@ -83,7 +83,11 @@ def check(
         ),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="states: proof; steps: second opinion; both: they must agree; hunt: random schedules.")
+        str,
+        typer.Option(
+            help="states: proof; steps: second opinion, which leaves livelock, starvation and data races undecided; "
+            "both: they must agree; hunt: random schedules."
+        ),
     ] = "states",
     preemptions: Annotated[int | None, typer.Option(min=0, help="Try at most so many preemptions.")] = None,
     states: Annotated[int | None, typer.Option(min=1, help="Visit at most so many states.")] = None,

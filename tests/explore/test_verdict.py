@@ -81,6 +81,18 @@ def test_what_only_the_search_over_states_decides_is_not_claimed_by_the_other_en
     verdict = judge(SUBJECT, [complete("steps")], (), Bounds(), 1)
     assert dict(verdict.properties)["livelock"] is Status.INCOMPLETE
     assert dict(verdict.properties)["deadlock"] is Status.HOLDS
+    assert verdict.status is Status.INCOMPLETE
+    assert verdict.reason == "only a search over states decides livelock, starvation, data-race"
+    assert verdict.certificate is None
+
+
+def test_an_engine_that_did_not_get_to_its_end_is_told_beside_one_that_did() -> None:
+    stopped = Outcome("steps", stopped="the bound of 1 seconds was reached")
+    verdict = judge(SUBJECT, [complete(), stopped], (), Bounds(seconds=1), 1)
+    assert verdict.status is Status.HOLDS
+    assert verdict.reason == "the search over steps: the bound of 1 seconds was reached"
+    assert verdict.certificate is not None
+    assert verdict.certificate.engines == ("states",)
 
 
 def test_the_chance_of_a_collision_grows_with_the_square() -> None:

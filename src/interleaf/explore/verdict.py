@@ -1,7 +1,8 @@
 """The one place that may say *holds*.
 
 A verdict is made from the outcomes of one or more searches of one program. It says *holds* only if a proof engine
-looked at everything, without a bound, and nothing was found; what it rests on is written into a certificate.
+looked at everything and for everything, without a bound, and nothing was found; what it rests on is written into a
+certificate.
 Anything else is *violated*, or *incomplete* with the reason. A property that never had the chance to fail is
 *vacuous*: it was not tested, so it does not hold either.
 """
@@ -63,7 +64,11 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The verdict on one program; `reason` is empty unless it is incomplete."""
+    """The verdict on one program.
+
+    `reason` is why it is incomplete, or why one of several engines did not get to its end beside one that did; else
+    it is empty.
+    """
 
     status: Status
     reason: str
@@ -107,17 +112,27 @@ def judge(
         else:
             status = Status.VACUOUS if rules.isdisjoint(exercised) else Status.HOLDS
         statuses.append((name, status))
-    reason = ""
+    reasons = [_not_ended(outcome, outcomes) for outcome in outcomes if outcome.stopped]
     certificate = None
     if violated:
         overall = Status.VIOLATED
-    elif exhaustive:
+        reasons = []
+    elif exhaustive and by_states:
         overall = Status.HOLDS
         certificate = _certify(subject, complete, seed)
     else:
         overall = Status.INCOMPLETE
-        reason = "; ".join(outcome.stopped for outcome in outcomes if outcome.stopped) or "no search was run"
+        if exhaustive:
+            reasons.append(f"only a search over states decides {', '.join(BY_STATES_ONLY)}")
+    reason = "; ".join(reasons)
+    if overall is Status.INCOMPLETE:
+        reason = reason or "no search was run"
     return Verdict(overall, reason, exhaustive, tuple(statuses), certificate)
+
+
+def _not_ended(outcome: Outcome, outcomes: Sequence[Outcome]) -> str:
+    """Why a search did not get to its end; which one, if there are several."""
+    return outcome.stopped if len(outcomes) == 1 else f"the search over {outcome.engine}: {outcome.stopped}"
 
 
 def _certify(subject: Subject, complete: list[Outcome], seed: int) -> Certificate:
