@@ -50,6 +50,13 @@ def waits(design):
     join(spawn(nothing, name="one"))
 '''
 
+NO_TASK = f'''{HEADER}
+@scenario("Nobody")
+def nobody(design):
+    """It forgets to spawn."""
+    new(Counter)
+'''
+
 MISSING_IMPORT = f"{HEADER}\nimport no_such_module\n"
 
 SYNTAX_ERROR = "def broken(:\n"
@@ -316,6 +323,13 @@ def test_a_scenario_at_fault_costs_its_own_cell_only(text: str, complaint: str, 
     assert [cell["verdict"] for cell in cells] == ["incomplete", "holds"]
     assert complaint in cells[0]["error"]
     assert cells[1]["error"] is None
+
+
+def test_a_scenario_without_tasks_does_not_hold(tmp_path: Path) -> None:
+    user_file(tmp_path, NO_TASK)
+    code, output, _ = interleaf("check", "mine.py", "--design", "v6.12", cwd=tmp_path)
+    assert code == 2
+    assert "error: mine.py on v6.12: the set-up spawns no task, so nothing was checked" in output
 
 
 @pytest.mark.parametrize(

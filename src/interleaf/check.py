@@ -134,6 +134,9 @@ def check(request: Request, progress: Callable[[Progress], None] | None = None) 
         for search in searches:
             cleanup.callback(search.close)
         outcomes = [search.run() for search in searches]
+        main = outcomes[0]
+        if main.executions and not main.transitions and not main.found:
+            raise ModelError("the set-up spawns no task, so nothing was checked: start those that race with spawn().")
         subject = Subject(scenario.name, design.name, digest)
         verdict = judge(subject, outcomes, NAMES, request.bounds, request.seed, MADE_OF)
         merged = Outcome("all")
@@ -143,7 +146,6 @@ def check(request: Request, progress: Callable[[Progress], None] | None = None) 
         # what the proof has learned of the program, the search for its shortest stories need not find out again
         learned = searches[0].machine if isinstance(searches[0], StateSearch) else None
         findings = tuple(_retell(request, scenario, design, digest, merged.found, learned))
-    main = outcomes[0]
     return Cell(
         request,
         scenario.name,

@@ -40,6 +40,14 @@ def test_parameters_are_keywords_with_defaults() -> None:
             """Wrong."""
 
 
+def test_a_scenario_takes_the_design() -> None:
+    with pytest.raises(ModelError, match=r"takes no design: write `def wrong\(design: Design\)`"):
+
+        @scenario("Wrong")
+        def wrong(*, pages: int = 1) -> None:
+            """Wrong."""
+
+
 def test_a_minimum_belongs_to_a_parameter() -> None:
     with pytest.raises(ModelError, match="no parameter tasks"):
 

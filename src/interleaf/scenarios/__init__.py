@@ -132,6 +132,8 @@ def _scenarios_in(path: Path) -> dict[str, Scenario]:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     return scenarios_of(module)

@@ -47,7 +47,10 @@ def scenario(title: str, **minima: int) -> Callable[[Callable[..., None]], Scena
         if not text:
             raise ModelError(f"{where} has no docstring: say what races, and why it matters.")
         parameters = []
-        for argument in list(inspect.signature(function).parameters.values())[1:]:
+        arguments = list(inspect.signature(function).parameters.values())
+        if not arguments or arguments[0].kind is inspect.Parameter.KEYWORD_ONLY:
+            raise ModelError(f"{where} takes no design: write `def {function.__name__}(design: Design)`.")
+        for argument in arguments[1:]:
             if argument.kind is not argument.KEYWORD_ONLY or not isinstance(argument.default, int):
                 raise ModelError(
                     f"{where}: {argument.name} is no parameter. After the design, write `*, {argument.name}: int = 2`."
