@@ -33,6 +33,8 @@ def by_name(request: Request, progress: Callable[[Progress], None] | None) -> Ce
     """The answer that the scenario's name asks for."""
     name = request.scenario
     if request.engine == "hunt":
+        if "unlucky" in name:
+            raise ZeroDivisionError("division by chance")
         found = ("found by chance",) if "lucky" in name else ()
         return cell(request, Status.VIOLATED if found else Status.INCOMPLETE, *found, exhaustive=False)
     if "killed" in name:

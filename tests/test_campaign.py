@@ -7,17 +7,18 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from interleaf import campaign
-from interleaf.campaign import cores, hunter_of, run
+from interleaf.campaign import cores, hunter_of, run, with_hunt
 from interleaf.check import HUNT_EXECUTIONS, Cell, Request, check
 from interleaf.explore.outcome import Bounds, Progress
 from interleaf.explore.verdict import Status
 from interleaf.worker import Result
-from tests.checkers import by_name
+from tests.checkers import by_name, cell
 
 # What a signal raises while the callback of a weak reference runs is swallowed, too; it is sent again.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -277,6 +278,36 @@ def test_a_hunt_without_luck_is_mentioned(workers: int) -> None:
     assert result.cell.verdict.status is Status.INCOMPLETE
     expected = "the bound of 9 states was reached; 90 random executions with seed 1 found nothing"
     assert result.cell.verdict.reason == expected
+
+
+def test_a_hunt_is_the_answer_where_the_proof_was_killed() -> None:
+    [result] = run(asked("killed lucky"), workers=2, checker=by_name)
+    assert result.stopped == "its worker process was killed"
+    assert result.cell is not None
+    assert result.cell.request.engine == "states"
+    assert result.cell.verdict.status is Status.VIOLATED
+    assert [finding.message for finding in result.cell.findings] == ["found by chance"]
+    [result] = run(asked("killed"), workers=2, checker=by_name)
+    assert result.cell is not None
+    assert result.cell.verdict.reason.startswith("its worker process was killed; 90 random executions with seed 1")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_scenario_raises_in_the_hunt_is_told(workers: int) -> None:
+    [result] = run(asked("bounded unlucky"), workers=workers, checker=by_name)
+    assert "it raises ZeroDivisionError: division by chance" in result.error
+    assert result.cell is not None
+    [result] = run(asked("slow unlucky"), workers=workers, checker=by_name)
+    assert not result.error, "the proof has seen everything"
+
+
+def test_a_property_that_consists_of_rules_is_violated_where_the_hunt_finds_one_of_them() -> None:
+    proof = cell(Request("any", "v6.12"), Status.INCOMPLETE, exhaustive=False)
+    hunt = cell(Request("any", "v6.12", engine="hunt"), Status.VIOLATED, "nobody can run", exhaustive=False)
+    hunt = replace(hunt, findings=(replace(hunt.findings[0], property="deadlock"),))
+    known = dict(with_hunt(proof, hunt).verdict.properties)
+    assert known["deadlock"] is known["I13"] is Status.VIOLATED
+    assert known["I1"] is Status.INCOMPLETE
 
 
 @pytest.mark.parametrize("workers", [1, 2])

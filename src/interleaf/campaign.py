@@ -30,6 +30,7 @@ from typing import Any, Protocol
 from interleaf.check import HUNT_EXECUTIONS, Cell, Request, check
 from interleaf.explore.outcome import Bounds, Progress
 from interleaf.explore.verdict import Status
+from interleaf.properties import MADE_OF
 
 from .worker import Checker, Result, Sent, attempt
 
@@ -188,11 +189,19 @@ class _Campaign:
     def _wants_hunt(self) -> bool:
         """Is the proof over, and without having seen everything?"""
         proof = self._finished.get(0)
-        return proof is not None and proof.cell is not None and not proof.error and not proof.cell.verdict.exhaustive
+        if proof is None or proof.error:
+            return False
+        return proof.cell is None or not proof.cell.verdict.exhaustive
 
     def _joined(self, proof: Result, hunt: Result | None) -> Result:
-        if hunt is None or hunt.cell is None or proof.cell is None or not self._wants_hunt():
+        if hunt is None or not self._wants_hunt():
             return proof
+        if hunt.error:
+            return replace(proof, error=hunt.error)
+        if hunt.cell is None:
+            return proof
+        if proof.cell is None:
+            return replace(proof, cell=instead_of_proof(proof, hunt.cell))
         return replace(proof, cell=with_hunt(proof.cell, hunt.cell))
 
 
@@ -211,13 +220,24 @@ def with_hunt(proof: Cell, hunt: Cell) -> Cell:
     verdict = proof.verdict
     if more:
         violated = {finding.property for finding in more}
-        statuses = {name: Status.VIOLATED if name in violated else status for name, status in verdict.properties}
-        statuses |= dict.fromkeys(violated, Status.VIOLATED)
+        statuses = dict(verdict.properties) | dict.fromkeys(violated, Status.VIOLATED)
+        statuses |= {name: Status.VIOLATED for name, rules in MADE_OF.items() if not violated.isdisjoint(rules)}
         verdict = replace(verdict, status=Status.VIOLATED, reason="", properties=tuple(sorted(statuses.items())))
     elif verdict.status is Status.INCOMPLETE:
-        nothing = f"{hunt.executions} random executions with seed {hunt.request.seed} found nothing"
-        verdict = replace(verdict, reason=f"{verdict.reason}; {nothing}")
+        verdict = replace(verdict, reason=f"{verdict.reason}; {_nothing(hunt)}")
     return replace(proof, verdict=verdict, findings=(*proof.findings, *more))
+
+
+def instead_of_proof(proof: Result, hunt: Cell) -> Cell:
+    """An answer where there is none of the proof, because its process was killed: what the hunt found beside it."""
+    verdict = hunt.verdict
+    if verdict.status is Status.INCOMPLETE:
+        verdict = replace(verdict, reason=f"{proof.stopped}; {_nothing(hunt)}")
+    return replace(hunt, request=proof.request, verdict=verdict)
+
+
+def _nothing(hunt: Cell) -> str:
+    return f"{hunt.executions} random executions with seed {hunt.request.seed} found nothing"
 
 
 def patience_for(request: Request) -> float:
