@@ -21,7 +21,7 @@ from interleaf import bugs, scenarios
 from interleaf.explore.bounded import BoundedSearch, shortest
 from interleaf.explore.hunt import Hunt
 from interleaf.explore.machine import Machine
-from interleaf.explore.outcome import Bounds, Found, Outcome, Progress
+from interleaf.explore.outcome import Bounds, Found, Outcome, Progress, Stopped
 from interleaf.explore.states import StateSearch
 from interleaf.explore.steps import StepSearch
 from interleaf.explore.verdict import BY_STATES_ONLY, Status, Subject, Verdict, judge
@@ -202,19 +202,22 @@ def _retell(
 ) -> list[Finding]:
     """The findings, each with the shortest story that can be found for it.
 
-    First the parameters of the scenario are lowered as far as all of them still show, then the preemptions.
+    First the parameters of the scenario are lowered as far as all of them still show, then the preemptions. Whoever
+    ends this early has the findings with the shortest stories until then.
     """
     retold = [one.signature for one in found if not one.race and one.violation.rule not in BY_STATES_ONLY]
     parameters = request.parameters
-    stories = _stories(scenario, design, parameters, retold, learned)
-    for parameter in scenario.parameters:
-        given = dict(parameters)
-        if given.get(parameter.name, parameter.default) <= parameter.minimum or len(retold) < len(found):
-            continue
-        fewer = tuple(sorted((given | {parameter.name: parameter.minimum}).items()))
-        smaller = _stories(scenario, design, fewer, retold)
-        if smaller.keys() == set(retold):
-            parameters, stories = fewer, smaller
+    stories: dict[tuple[str, str], tuple[Found, int]] = {}
+    with contextlib.suppress(Stopped):
+        stories = _stories(scenario, design, parameters, retold, learned)
+        for parameter in scenario.parameters:
+            given = dict(parameters)
+            if given.get(parameter.name, parameter.default) <= parameter.minimum or len(retold) < len(found):
+                continue
+            fewer = tuple(sorted((given | {parameter.name: parameter.minimum}).items()))
+            smaller = _stories(scenario, design, fewer, retold)
+            if smaller.keys() == set(retold):
+                parameters, stories = fewer, smaller
     findings = []
     for one in found:
         story, preemptions = stories.get(one.signature, (one, None))

@@ -113,12 +113,15 @@ class _Guard(threading.Thread):
         self._busy_at = "?"
         """Where code of the scenario was last seen."""
         self._handler = signal.signal(signal.SIGUSR1, self._raise)
+        self._unraisable = sys.unraisablehook
+        sys.unraisablehook = self._lost
 
     def close(self) -> None:
         """Stop watching; from now on nothing is raised in the main thread."""
         self._over.set()
         self.join()
         signal.signal(signal.SIGUSR1, self._handler)
+        sys.unraisablehook = self._unraisable
 
     def progress(self, progress: Progress) -> None:
         """Called by the search, a few times a second or more."""
@@ -162,6 +165,12 @@ class _Guard(threading.Thread):
     def _interrupt(self) -> None:
         if self._main is not None and not self._over.is_set():
             signal.pthread_kill(self._main, signal.SIGUSR1)
+
+    def _lost(self, raised: sys.UnraisableHookArgs) -> None:
+        """Something was raised where nobody can catch it: in a callback of the memory management. A stop is sent again,
+        so there is nothing to be told."""
+        if not isinstance(raised.exc_value, Stopped):
+            self._unraisable(raised)
 
     def _raise(self, _signal: int, _frame: types.FrameType | None) -> None:
         if not self._over.is_set():
