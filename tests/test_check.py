@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from interleaf import check as checks
-from interleaf.check import Request, check
+from interleaf.check import Request, check, digest_of, files_of
 from interleaf.explore.outcome import Stopped
 from interleaf.explore.verdict import Status
 
@@ -24,3 +25,17 @@ def test_a_stop_while_shorter_stories_are_looked_for_loses_no_finding(monkeypatc
     assert cell.verdict.status is Status.VIOLATED
     assert {found.message for found in cell.findings} == {found.message for found in whole.findings}
     assert all(found.schedule for found in cell.findings)
+
+
+def test_the_digest_knows_every_file_that_is_named(tmp_path: Path) -> None:
+    names = ["scenario.py", "design.py", "other.py"]
+    scenario, design, other = (tmp_path / name for name in names)
+    for file in (scenario, design, other):
+        file.write_text("")
+    request = Request(f"{scenario}:one", f"{design}:MINE with rule swap function={other}:OTHER")
+    assert files_of(request) == [scenario, design, other]
+    digests = {digest_of(request)}
+    for file in (scenario, design, other):
+        file.write_text("changed = True")
+        digests.add(digest_of(request))
+    assert len(digests) == 4

@@ -259,12 +259,17 @@ def digest_of(request: Request) -> str:
         for path, text in _sources(resources.files("interleaf") / folder, folder):
             digest.update(f"{path}\0".encode())
             digest.update(text)
-    for spec in (request.scenario, request.design):
-        file = Path(spec.partition(":")[0])
-        if file.suffix == ".py":
-            digest.update(file.read_bytes())
+    for file in files_of(request):
+        digest.update(file.read_bytes())
     digest.update(repr((request.dropped, request.parameters)).encode())
     return digest.hexdigest()[:16]
+
+
+def files_of(request: Request) -> list[Path]:
+    """The user's own files that a request names: the scenario, the design, and those that functions are taken from."""
+    specs = (request.scenario, *request.design.replace("=", " ").split())
+    files = (Path(spec.partition(":")[0]) for spec in specs)
+    return [file for file in files if file.suffix == ".py"]
 
 
 def _sources(folder: Traversable, name: str) -> list[tuple[str, bytes]]:
@@ -277,4 +282,4 @@ def _sources(folder: Traversable, name: str) -> list[tuple[str, bytes]]:
     return found
 
 
-__all__ = ["Cell", "Finding", "Request", "Status", "check", "digest_of", "program"]
+__all__ = ["Cell", "Finding", "Request", "Status", "check", "digest_of", "files_of", "program"]

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import interleaf
-from interleaf.check import Cell, Request
+from interleaf.check import Cell, Request, files_of
 from interleaf.explore.machine import Machine
 from interleaf.explore.outcome import Progress, Stopped
 from interleaf.runtime import Execution, ModelError, StepLimit
@@ -201,7 +201,7 @@ def _in_words(request: Request, error: BaseException) -> str:
 
 def _named(request: Request, places: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
     """Those of the places that are in the files that the request names."""
-    files = {str(Path(spec.partition(":")[0]).resolve()) for spec in (request.scenario, request.design)}
+    files = {str(file.resolve()) for file in files_of(request)}
     return [place for place in places if str(Path(place[0]).resolve()) in files]
 
 
