@@ -57,6 +57,17 @@ def nobody(design):
     new(Counter)
 '''
 
+PRINTS = f'''{HEADER}
+def step():
+    check("small", the(Counter).value != 0, "it is zero")
+
+@scenario("A scenario that says what it does")
+def prints(design):
+    """It is being debugged."""
+    print("here I am")
+    spawn(step, name="one")
+'''
+
 MISSING_IMPORT = f"{HEADER}\nimport no_such_module\n"
 
 SYNTAX_ERROR = "def broken(:\n"
@@ -403,6 +414,17 @@ def test_files_that_are_no_findings(found: Path, tmp_path: Path) -> None:
         assert complaint in refused("show", path)
     assert "is a directory" in refused("show", tmp_path)
     assert "No such file" in refused("show", tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_scenario_prints_is_not_in_the_result(workers: int, tmp_path: Path) -> None:
+    user_file(tmp_path, PRINTS)
+    code, output, errors = interleaf(
+        "check", "mine.py", "--design", "v6.12", "--json", "-", "--workers", workers, cwd=tmp_path
+    )
+    assert code == 1
+    assert [finding["property"] for finding in json.loads(output)["findings"]] == ["small"]
+    assert "here I am" in errors
 
 
 def test_a_full_disk_is_told() -> None:

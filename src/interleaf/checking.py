@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,8 +129,9 @@ def distinct(results: Sequence[Result]) -> list[tuple[Finding, list[Finding]]]:
 
 def narrated(finding: Finding) -> Narration:
     """The finding replayed. Raises ModelError, or what the user's own files raise."""
-    _, _, setup = program(Request(finding.scenario, finding.design, finding.dropped, parameters=finding.parameters))
-    return narrate(setup, finding.schedule, (finding.property, finding.message))
+    with contextlib.redirect_stdout(sys.stderr):  # what code of the scenario prints
+        _, _, setup = program(Request(finding.scenario, finding.design, finding.dropped, parameters=finding.parameters))
+        return narrate(setup, finding.schedule, (finding.property, finding.message))
 
 
 def _length(finding: Finding) -> tuple[float, int]:
@@ -172,8 +175,9 @@ def write_ftrace(path: Path, request: Request, finding: Finding | None) -> None:
     if finding is not None:
         request = Request(finding.scenario, finding.design, finding.dropped, parameters=finding.parameters)
     try:
-        _, _, setup = program(request)
-        text = trace_of(setup, None if finding is None else finding.schedule)
+        with contextlib.redirect_stdout(sys.stderr):
+            _, _, setup = program(request)
+            text = trace_of(setup, None if finding is None else finding.schedule)
     except StepLimit as error:
         raise Refused(f"{path} was not written: the execution does not come to an end ({error}).") from error
     except Exception as error:

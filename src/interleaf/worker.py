@@ -74,12 +74,14 @@ def attempt(
     """Check `request` in the main thread; never raises what the scenario raises.
 
     `send` is called from two threads. `told_to_stop` returns the reason to stop, or nothing. Code of the scenario
-    that runs for `patience` seconds without an operation is taken to run for ever.
+    that runs for `patience` seconds without an operation is taken to run for ever. What it prints goes to standard
+    error: standard output is for the answer.
     """
     guard = _Guard(patience, send, told_to_stop)
     try:
         guard.start()
-        cell = checker(request, guard.progress)
+        with contextlib.redirect_stdout(sys.stderr):
+            cell = checker(request, guard.progress)
     except Stopped as stopped:
         if guard.endless:
             return Result(request, None, _at_fault(request, guard.endless))
