@@ -9,8 +9,10 @@ import pytest
 
 from interleaf.explore.outcome import Bounds
 from interleaf.explore.states import Options, StateSearch
+from interleaf.runtime import check, spawn, the
 
 from .programs import (
+    Counters,
     choosing,
     deadlocking,
     freeing_without_order,
@@ -20,6 +22,17 @@ from .programs import (
     spinning_for_ever,
     spinning_until_set,
 )
+
+
+def racing_to_fail() -> None:
+    """Each task ends the execution."""
+
+    def fails(me: int) -> None:
+        the(Counters).m = me
+        check("never", False, f"task {me} was here")
+
+    for me in range(3):
+        spawn(fails, me, name=f"task{me}")
 
 
 def rules(setup: Any, **kwargs: Any) -> Any:
@@ -127,6 +140,17 @@ def test_a_bound_on_executions_ends_the_search_and_says_so() -> None:
     outcome = StateSearch(lock_benchmark(3, 4), bounds=Bounds(executions=5)).run()
     assert not outcome.exhaustive
     assert "5 executions" in outcome.stopped
+
+
+@pytest.mark.parametrize("program", [lock_benchmark(2, 2), racing_to_fail])
+def test_a_bound_that_is_as_large_as_the_search_stops_nothing(program: Any) -> None:
+    whole = StateSearch(program).run()
+    assert whole.exhaustive
+    enough = StateSearch(program, bounds=Bounds(states=whole.states, executions=whole.executions)).run()
+    assert enough.exhaustive
+    assert not StateSearch(program, bounds=Bounds(states=whole.states - 1)).run().exhaustive
+    fewer = StateSearch(program, bounds=Bounds(executions=whole.executions - 1)).run()
+    assert (fewer.exhaustive, fewer.executions) == (False, whole.executions - 1)
 
 
 def test_a_search_repeats_exactly() -> None:

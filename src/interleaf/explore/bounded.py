@@ -126,6 +126,9 @@ class BoundedSearch:
         machine.restore(frame.snapshot)
         if not machine.step(task, choices):
             return
+        limit = self.bounds.executions
+        if limit is not None and self.outcome.executions >= limit:
+            raise Stopped(f"the bound of {limit} executions was reached")
         frame.awake = True
         outcome = self.outcome
         outcome.transitions += 1
@@ -186,9 +189,6 @@ class BoundedSearch:
 
     def _executed(self) -> None:
         self.outcome.executions += 1
-        limit = self.bounds.executions
-        if limit is not None and self.outcome.executions >= limit:
-            raise Stopped(f"the bound of {limit} executions was reached")
 
     def _report(self, violations: list[Violation], steps: Schedule) -> None:
         for violation in violations:

@@ -177,6 +177,7 @@ class StateSearch:
             frame.running = -1
             frame.waiting[task] = machine.memory.reads
             return
+        self._bound_executions()
         frame.awake = True
         outcome = self.outcome
         outcome.transitions += 1
@@ -243,7 +244,6 @@ class StateSearch:
                 outcome.executions += 1
                 if self.auditor is not None:
                     self.auditor.merged(key, self, arrived)
-                self._bound_executions()
                 return
             mask &= stored
             self.visited[key] = self._masks.setdefault(mask, mask)
@@ -271,7 +271,6 @@ class StateSearch:
             if self.auditor is not None:
                 for violation in self.auditor.completed(self):
                     self._add(Found(violation, self.schedule(), outcome.executions, race=True))
-            self._bound_executions()
 
     def _eager(self, unfinished: list[int], waiting: dict[int, int]) -> int:
         """A task whose step need not be put off, because it only frees what nobody may use any more; 0 if none."""

@@ -247,7 +247,9 @@ class StepSearch:
             frame.waiting[task] = machine.memory.reads
             frame.wanted &= ~(1 << task)
             return
-        outcome = self.outcome
+        outcome, limit = self.outcome, self.bounds.executions
+        if limit is not None and outcome.executions >= limit:
+            raise Stopped(f"the bound of {limit} executions was reached")
         outcome.transitions += 1
         if outcome.transitions & 255 == 0:
             self._tick()
@@ -374,9 +376,6 @@ class StepSearch:
             self._stuck()  # those who go round would do so alone, but sleep
         for task, looked in frame.waiting.items():
             self._waits(task, looked)
-        bounds = self.bounds
-        if bounds.executions is not None and outcome.executions >= bounds.executions:
-            raise Stopped(f"the bound of {bounds.executions} executions was reached")
 
     def _report(self, violations: list[Violation], schedule: Schedule) -> None:
         for violation in violations:
