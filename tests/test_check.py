@@ -27,6 +27,12 @@ def test_a_stop_while_shorter_stories_are_looked_for_loses_no_finding(monkeypatc
     assert all(found.schedule for found in cell.findings)
 
 
+def test_the_digest_of_a_finding_is_that_of_its_replay() -> None:
+    (found, *_) = check(Request("last-put-vs-unmap", "off-list")).findings
+    assert dict(found.parameters) == {"pages": 1}, "it has been made smaller"
+    assert found.digest == digest_of(Request(found.scenario, found.design, parameters=found.parameters))
+
+
 def test_the_digest_knows_every_file_that_is_named(tmp_path: Path) -> None:
     names = ["scenario.py", "design.py", "other.py"]
     scenario, design, other = (tmp_path / name for name in names)

@@ -218,6 +218,8 @@ def _retell(
             smaller = _stories(scenario, design, fewer, retold)
             if smaller.keys() == set(retold):
                 parameters, stories = fewer, smaller
+    if parameters != request.parameters:
+        digest = digest_of(replace(request, parameters=parameters))
     findings = []
     for one in found:
         story, preemptions = stories.get(one.signature, (one, None))
