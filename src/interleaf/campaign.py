@@ -353,16 +353,20 @@ def _settle_in(pipe: Connection[Any, Any]) -> None:
     _pipe = pipe
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     pipe.send(os.getpid())
 
 
-def _end_with_parent() -> None:
-    """Nobody waits for the answers of a worker whose main process is gone."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def end_with_parent() -> None:
+    """End this process when its main process is gone: nobody waits for its answers then."""
+
+    def end() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=end, daemon=True).start()
 
 
 def _work(position: int, request: Request, checker: Checker, patience: float) -> Result:
@@ -406,4 +410,4 @@ def _signals(campaign: _Campaign) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-__all__ = ["Listener", "Result", "cores", "hunter_of", "patience_for", "run", "with_hunt"]
+__all__ = ["Listener", "Result", "cores", "end_with_parent", "hunter_of", "patience_for", "run", "with_hunt"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+import signal
+import types
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,6 +18,7 @@ from rich.text import Text
 
 from interleaf import bugs
 from interleaf.arguments import Refused
+from interleaf.campaign import end_with_parent
 from interleaf.checking import HOLDS, VIOLATED
 from interleaf.fuzz.fuzz import Fuzzer, Shrunk, Tally
 from interleaf.fuzz.source import text_of
@@ -40,6 +44,7 @@ def fuzz(spec: str, dropped: Sequence[str], seed: int, seconds: float, workers: 
         raise Refused(f"{folder} cannot be made: {error.strerror}.") from error
     console = console_for(stderr=False)
     workers = workers or os.cpu_count() or 1
+    before = signal.signal(signal.SIGTERM, _stop)
     with console_for(stderr=True).status("") as status, _pool(spec, workers) as pool:
         fuzzer = Fuzzer(
             design, seed, seconds=seconds, pool=pool, progress=lambda tally: status.update(_progress(tally))
@@ -47,11 +52,27 @@ def fuzz(spec: str, dropped: Sequence[str], seed: int, seconds: float, workers: 
         try:
             for shrunk in fuzzer.run():
                 _tell(console, shrunk, _write(folder, shrunk, design, seed, len(fuzzer.tally.found)))
-        except KeyboardInterrupt:
-            console.print(Text("stopped by Ctrl-C", style="yellow"))
+        except KeyboardInterrupt as stop:
+            console.print(Text(f"stopped by {str(stop) or 'Ctrl-C'}", style="yellow"))
+        except BrokenProcessPool:
+            found = f"{len(fuzzer.tally.found)} findings until then"
+            raise Refused(f"a process that tried scenarios was killed; {found}. Begin again with this seed.") from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
     tally = fuzzer.tally
     console.print(Text(_summary(tally, design, seed)), soft_wrap=True)
     return VIOLATED if tally.found else HOLDS
+
+
+def _stop(_signal: int, _frame: types.FrameType | None) -> None:
+    """SIGTERM ends it as Ctrl-C does."""
+    raise KeyboardInterrupt("SIGTERM")
+
+
+def _settle_in(load_design: Callable[[], Design]) -> None:
+    """A process that tries scenarios begins."""
+    end_with_parent()
+    settle_in(load_design)
 
 
 @contextmanager
@@ -61,7 +82,7 @@ def _pool(spec: str, workers: int) -> Iterator[Executor | None]:
         yield None
         return
     load = functools.partial(bugs.load, spec)
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), settle_in, (load,))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _settle_in, (load,))
     try:
         yield pool
     finally:
@@ -96,4 +117,4 @@ def _summary(tally: Tally, design: Design, seed: int) -> str:
     unfinished = sum(tally.unfinished.values())
     if unfinished:
         text += f", {unfinished:,} not, by a bound"
-    return f"{text}. That nothing is found proves nothing about scenarios that were not drawn."
+    return f"{text}. That no more is found proves nothing about scenarios that were not drawn."

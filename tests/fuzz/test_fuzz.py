@@ -1,6 +1,9 @@
 """Random scenarios find what the designs are known to have, and the same seed finds the same."""
 
 import functools
+import os
+import signal
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -8,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from interleaf import bugs, designs
+from interleaf import bugs, designs, fuzzing
 from interleaf.check import Request, check
 from interleaf.cli import app
 from interleaf.explore.verdict import Status
@@ -16,6 +19,8 @@ from interleaf.fuzz import fuzz
 from interleaf.fuzz.fuzz import Fuzzer, Shrunk
 from interleaf.fuzz.source import text_of
 from interleaf.fuzz.trial import settle_in
+from interleaf.kvm.kvm_host import Kvm, KvmMmuPage
+from interleaf.runtime import ModelError
 
 
 def first(design: str, seed: int) -> Shrunk:
@@ -72,13 +77,39 @@ def test_bugs_are_found_again_without_the_library(
     assert not otherwise & rules, bug
 
 
-def test_the_command_writes_what_it_finds_and_says_so(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["fuzz", "--design", "v5.13", "--seconds", "20", "--output", str(tmp_path)])
+def test_the_command_writes_what_it_finds_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz, "CANDIDATES", 5)
+    monkeypatch.setattr(fuzzing, "Fuzzer", functools.partial(Fuzzer, scenarios=8))
+    arguments = ["--design", "v5.13", "--seed", "3", "--seconds", "3600", "--workers", "1", "--output", str(tmp_path)]
+    result = CliRunner().invoke(app, ["fuzz", *arguments])
     assert result.exit_code == 1, result.output
-    files = list(tmp_path.glob("random-1-*.py"))
+    files = list(tmp_path.glob("random-3-*.py"))
     assert files
     assert all(file.name in result.output for file in files)
     assert "proves nothing about scenarios that were not drawn" in result.output
+
+
+def test_sigterm_ends_it_as_ctrl_c_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_: Fuzzer) -> Iterator[Shrunk]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from ()
+
+    monkeypatch.setattr(Fuzzer, "run", run)
+    before = signal.getsignal(signal.SIGTERM)
+    result = CliRunner().invoke(app, ["fuzz", "--workers", "1", "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "stopped by SIGTERM" in result.output
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def raises(kvm: Kvm, root: KvmMmuPage, shared: bool) -> None:
+    raise ZeroDivisionError("not by zero")
+
+
+def test_a_design_that_raises_is_told_with_the_scenario() -> None:
+    design = designs.load("v6.12").derive("mine", "It raises.", (), kvm_tdp_mmu_put_root=raises)
+    with pytest.raises(ModelError, match=r"(?s)mine raises ZeroDivisionError: not by zero .*in raises.*@scenario"):
+        list(Fuzzer(design, 1, scenarios=50).run())
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import signal
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,8 +46,8 @@ class Trial:
 def attempt(design: Design, plan: Plan, hunt: bool) -> Trial:
     """Try one scenario by random schedules, or else by a search; the same each time.
 
-    Raises ModelError, with the scenario, if the scenario makes no sense; SetupViolated or StepLimit if the design does
-    not let a VM be made at all.
+    Raises ModelError, with the scenario, if the scenario makes no sense or the design raises something; SetupViolated
+    or StepLimit if the design does not let a VM be made at all.
     """
     setup = functools.partial(load(text_of(plan)).setup, design)
     engine: Hunt | StateSearch
@@ -65,6 +66,10 @@ def attempt(design: Design, plan: Plan, hunt: bool) -> Trial:
         return attempt(design, plan.alone(), hunt)
     except ModelError as error:
         raise ModelError(f"{error}\nThis is the random scenario:\n\n{text_of(plan)}") from error
+    except Exception as error:
+        file, line, function, _ = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{design.name} raises {type(error).__name__}: {error} ({file}:{line} in {function})"
+        raise ModelError(f"{what}\nThis is the random scenario:\n\n{text_of(plan)}") from error
     found = tuple((found.violation.rule, found.violation.message) for found in outcome.found)
     return Trial(plan, found, hunt, outcome.states, "" if hunt else outcome.stopped)
 
