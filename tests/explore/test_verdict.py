@@ -73,8 +73,19 @@ def test_no_search_at_all_is_incomplete() -> None:
 
 
 def test_engines_that_contradict_each_other_give_no_verdict() -> None:
-    with pytest.raises(ModelError, match="the engines disagree"):
-        judge(SUBJECT, [complete(), complete("steps", found=(FOUND,))], (), Bounds(), 1)
+    stopped = Outcome("steps", [FOUND], stopped="the bound of 1 seconds was reached")
+    for outcomes in (
+        [complete(), complete("steps", found=(FOUND,))],
+        [complete(found=(FOUND,)), complete("steps")],
+        [complete(), stopped],
+    ):
+        with pytest.raises(ModelError, match=r"the engines disagree: .* found I1, .* looked at everything"):
+            judge(SUBJECT, outcomes, (), Bounds(), 1)
+
+
+def test_an_engine_that_was_stopped_need_not_have_found_all() -> None:
+    stopped = Outcome("steps", stopped="the bound of 1 seconds was reached")
+    assert judge(SUBJECT, [complete(found=(FOUND,)), stopped], (), Bounds(), 1).status is Status.VIOLATED
 
 
 def test_what_only_the_search_over_states_decides_is_not_claimed_by_the_other_engine() -> None:

@@ -91,10 +91,10 @@ def judge(
     chance to fail if one of them has.
 
     A bound that stopped nothing does no harm; one on preemptions leaves executions out whatever it stopped. Raises
-    ModelError if two exhaustive engines contradict each other.
+    ModelError if an exhaustive engine and another contradict each other.
     """
     complete = [outcome for outcome in outcomes if outcome.exhaustive and outcome.engine in PROOF_ENGINES]
-    _agree(complete)
+    _agree(complete, outcomes)
     violated = {found.violation.rule for outcome in outcomes for found in outcome.found}
     exercised = set(ALWAYS_CHECKED)
     for outcome in outcomes:
@@ -156,21 +156,22 @@ def collision_chance(states: int) -> float:
     return min(1.0, states * states / 2.0**65)
 
 
-def _agree(complete: list[Outcome]) -> None:
-    """Two searches of everything must have found violations of the same properties.
+def _agree(complete: Sequence[Outcome], outcomes: Sequence[Outcome]) -> None:
+    """A search of everything must have found violations of all properties that any other search has found.
 
     But for races, also those about the freeing of an object: only the search over states looks for two steps that
     nothing orders.
     """
-    if len(complete) < 2:
-        return
-    one, other = complete[0], complete[1]
-    of_one, of_other = (
-        {found.violation.rule for found in outcome.found if not found.race} - set(BY_STATES_ONLY)
-        for outcome in (one, other)
-    )
-    if bool(of_one) != bool(of_other) or of_one != of_other:
-        raise ModelError(
-            f"the engines disagree: the search over {one.engine} found {sorted(of_one) or 'nothing'}, the search over "
-            f"{other.engine} {sorted(of_other) or 'nothing'}. One of them has a defect; no verdict is given."
-        )
+    for one in complete:
+        for other in outcomes:
+            more = _decided_by_all(other) - _decided_by_all(one)
+            if more:
+                raise ModelError(
+                    f"the engines disagree: the search over {other.engine} found {', '.join(sorted(more))}, the search "
+                    f"over {one.engine} looked at everything and did not. One of them has a defect: no verdict."
+                )
+
+
+def _decided_by_all(outcome: Outcome) -> set[str]:
+    """The rules that are violated, without those that only the search over states decides."""
+    return {found.violation.rule for found in outcome.found if not found.race} - set(BY_STATES_ONLY)
