@@ -310,7 +310,7 @@ def test_bad_usage_is_refused_before_the_search(arguments: tuple[str, ...], comp
         (RAISES, "it raises ZeroDivisionError: integer division or modulo by zero (mine.py:12 in raises)"),
         (RAISES_IN_TASK, "it raises KeyError: 'nothing here' (mine.py:11 in step)"),
         (DEADLOCKED_SET_UP, "the set-up waits for ever in join"),
-        (MISSING_IMPORT, "No module named 'no_such_module'"),
+        (MISSING_IMPORT, "No module named 'no_such_module' (mine.py:9 in <module>)"),
         (SYNTAX_ERROR, "mine.py"),
         (EXITS, "SystemExit"),
         (NONDETERMINISTIC, "The model has state that is not in a model object"),

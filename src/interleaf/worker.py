@@ -193,12 +193,18 @@ def _in_words(request: Request, error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg} ({_short(error.filename or '?')}:{error.lineno})"
-    places = [(entry.filename, entry.lineno or 0, entry.name) for entry in traceback.extract_tb(error.__traceback__)]
+    places = _places_of(error)
     own = [place for place in places if not place[0].startswith(_ENGINE)]
     if isinstance(error, ModelError):
-        named = _named(request, own)
+        named = _named(request, own) or _named(request, _places_of(error.__cause__))
         return f"{text} ({_place(named)})" if named else text
     return f"it raises {type(error).__name__}: {text} ({_place(places)})"
+
+
+def _places_of(error: BaseException | None) -> list[tuple[str, int, str]]:
+    """Where an error was raised, outermost first; nowhere if there is none."""
+    entries = traceback.extract_tb(error.__traceback__) if error is not None else ()
+    return [(entry.filename, entry.lineno or 0, entry.name) for entry in entries]
 
 
 def _named(request: Request, places: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
