@@ -197,7 +197,7 @@ class Comparison:
         rules = [Rule.AD_BITS] if self._assists.before(event) else []
         reaction = self.flows.next_reaction(flow, event, rules)
         if isinstance(event.record, records.KvmMmuZapAllFast):
-            self._unmarked.everything_zapped(event)
+            self._unmarked.everything_zapped(flow.thread)
         if reaction is None:
             self._diverge(event, "the model does nothing more here" + self.driver.complaint())
             self._divergences.follow(event)

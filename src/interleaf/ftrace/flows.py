@@ -104,8 +104,8 @@ class Flows:
         if found is not None or not event.task.comm.startswith(WORKER):
             return found
         # who is to queue the work may not have come so far: who zaps everything, or puts the last reference on a root
-        zapper = self.known.get(self._unmarked.zapper)
-        for flow in sorted(self.known.values(), key=lambda flow: flow is not zapper):
+        zapper = self._unmarked.zapper
+        for flow in sorted(self.known.values(), key=lambda flow: flow.thread is not zapper):
             for thread in (flow.thread, *flow.nested):
                 if not driver.idle(thread) and not thread.reactions:
                     driver.foresee(thread)
@@ -134,8 +134,7 @@ class Flows:
         self._look_for_requests(flow, driver.vcpu(flow.vcpu or 0))
         if not driver.idle(flow.thread):
             return
-        zapper = self.known.get(self._unmarked.zapper)
-        command = self._unmarked.command(flow, event, zapper is not None and not driver.idle(zapper.thread))
+        command = self._unmarked.command(flow, event)
         if command[0] != "enter":
             rules.append(Rule.UNNAMED)
         match command:

@@ -17,7 +17,7 @@ from interleaf.kvm.kvm_host import KvmMmuPage, KvmVcpu
 from interleaf.kvm.tdp.spte import get_mmio_spte_gfn
 
 from . import records
-from .drive import Driver
+from .drive import Driver, Thread
 from .lookups import Flow
 from .programs import Command
 from .spte import PFN_SHIFT, Change, change, is_leaf
@@ -42,30 +42,37 @@ class Unmarked:
         self._nx = nx_huge_pages
         self._zaps = 0
         """How often everything was zapped."""
-        self.zapper = 0
-        """The thread that has done so last."""
+        self.zapper: Thread | None = None
+        """The thread of the model that has begun so last."""
+        self._zapping: Command | None = None
+        """What it was doing then."""
 
     def keep(self) -> Callable[[], None]:
         """What is so far; to call the answer brings it back."""
-        zaps, zapper = self._zaps, self.zapper
+        zaps, zapper, zapping = self._zaps, self.zapper, self._zapping
 
         def bring_back() -> None:
-            self._zaps, self.zapper = zaps, zapper
+            self._zaps, self.zapper, self._zapping = zaps, zapper, zapping
 
         return bring_back
 
-    def everything_zapped(self, event: records.Event) -> None:
-        """A thread has made all roots invalid."""
+    def everything_zapped(self, thread: Thread) -> None:
+        """A thread of the model has made all roots invalid, or ought to have, and begins to zap them."""
         self._zaps += 1
-        self.zapper = event.task.pid
+        self.zapper, self._zapping = thread, self._driver.command(thread)
+
+    def _is_zapping(self) -> bool:
+        """Is that thread still about it? What it does later has nothing to do with that."""
+        zapping = self._zapping
+        return self.zapper is not None and zapping is not None and self._driver.command(self.zapper) is zapping
 
     def nx_huge_pages(self, later: int = 0) -> bool:
         """Are huge pages not executable on the host: now, or after so many zaps of everything more?"""
         return self._nx[min(self._zaps + later, len(self._nx) - 1)]
 
-    def command(self, flow: Flow, event: records.Event, zapping: bool) -> Command:
-        """What an idle thread must be doing that reacts by `event`. `zapping`: everything is being zapped, which is
-        why a vCPU gets a new root then, in whichever order the two have acted."""
+    def command(self, flow: Flow, event: records.Event) -> Command:
+        """What an idle thread must be doing that reacts by `event`. While everything is being zapped, that is why a
+        vCPU gets a new root, in whichever order the two have acted."""
         driver = self._driver
         kvm, vcpu = driver.kvm, driver.vcpu(flow.vcpu or 0)
         assert kvm is not None
@@ -84,7 +91,7 @@ class Unmarked:
                 here, as_id = driver.as_id(flow.vcpu or 0), self.as_id_after(event)
                 if as_id is not None and as_id != here:
                     return self.mode(vcpu, as_id)
-                if zapping:
+                if self._is_zapping():
                     return "enter", vcpu
                 return self.mode(vcpu, here)
             case records.KvmTdpMmuSpteChanged() | records.KvmMmuSplitHugePage() | records.KvmMmuPage():
