@@ -9,6 +9,7 @@ import pytest
 
 from interleaf.designs import load
 from interleaf.ftrace.compare import compare_trace
+from interleaf.ftrace.outcome import Divergence
 from tests.ftrace.carried import snapshots_of, trace_of
 
 DESIGNS = {"6.1": "v6.1", "6.12": "v6.12"}
@@ -81,8 +82,8 @@ class Mutation:
         return f"{self.kernel}-{self.workload}-{self.word.split()[0]}-{self.skip}-{self.edit.__name__}"
 
 
-def compared(tmp_path: Path, mutation: Mutation) -> tuple[int, int]:
-    """The line that was changed, and the first one at which a divergence is reported."""
+def compared(tmp_path: Path, mutation: Mutation) -> tuple[int, Divergence]:
+    """The line that was changed, and the first divergence."""
     trace = trace_of(f"{mutation.kernel}/{NAMES[mutation.workload]}")
     lines = gzip.decompress(trace.read_bytes()).decode().splitlines()
     at = [number for number, line in enumerate(lines) if mutation.word in line][mutation.skip]
@@ -90,7 +91,7 @@ def compared(tmp_path: Path, mutation: Mutation) -> tuple[int, int]:
     path.write_text("\n".join(mutation.edit(lines, at)[: at + BEHIND]) + "\n")
     result = compare_trace(path, load(DESIGNS[mutation.kernel]))
     assert result.divergent, "nothing was reported"
-    return at + 1, result.divergences[0].line
+    return at + 1, result.divergences[0]
 
 
 CHANGED = "kvm_tdp_mmu_spte_changed: "
@@ -143,8 +144,11 @@ def mutations(kernel: str) -> list[Mutation]:
 
 @pytest.mark.parametrize("mutation", mutations("6.1") + mutations("6.12"), ids=str)
 def test_what_is_changed_in_a_trace_is_reported_where_it_is(tmp_path: Path, mutation: Mutation) -> None:
-    changed, reported = compared(tmp_path, mutation)
-    assert reported == changed + mutation.after
+    changed, divergence = compared(tmp_path, mutation)
+    assert divergence.line == changed + mutation.after
+    before = [int(text.partition(":")[0]) for text in divergence.before]
+    assert before == sorted(set(before))
+    assert before[-1] == divergence.line
 
 
 def test_a_split_child_that_is_missing_in_a_walk_is_reported_at_the_snapshot(tmp_path: Path) -> None:

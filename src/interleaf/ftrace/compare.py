@@ -127,7 +127,7 @@ class Comparison:
 
     def keep(self) -> Callable[[], None]:
         """What is known of the trace so far; to call the answer brings it back."""
-        parts = self.flows.keep(), self._requests.keep(), self._unmarked.keep(), self.result.keep()
+        parts = [part.keep() for part in (self.flows, self._requests, self._unmarked, self._divergences, self.result)]
 
         def bring_back() -> None:
             for part in parts:

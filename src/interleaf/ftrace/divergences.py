@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Callable
 
 from interleaf.hw.page_table import index_of
 
@@ -29,11 +29,20 @@ class Divergences:
         self.driver = driver
         self.frames = frames
         self.result = result
-        self._before: deque[records.Event] = deque(maxlen=BEFORE)
+        self._before: tuple[records.Event, ...] = ()
+
+    def keep(self) -> Callable[[], None]:
+        """The events that are kept so far; to call the answer brings them back."""
+        before = self._before
+
+        def bring_back() -> None:
+            self._before = before
+
+        return bring_back
 
     def note(self, event: records.Event) -> None:
         """An event of the trace is about to be compared."""
-        self._before.append(event)
+        self._before = (*self._before[1 - BEFORE :], event)
 
     def add(self, event: records.Event, reason: str, thread: Thread | None) -> None:
         """The model differs at this event, in `thread` if that is known."""
