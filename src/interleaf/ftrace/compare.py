@@ -211,7 +211,7 @@ class Comparison:
         elif self._orders.explains():
             self.result.explained[Rule.ORDER] += 1
         elif rules:
-            self.result.explained[rules[-1]] += 1
+            self.result.explained[Rule.UNNAMED if Rule.UNNAMED in rules else rules[-1]] += 1
         else:
             self.result.matched += 1
 
@@ -237,7 +237,7 @@ class Comparison:
         index = flow.vcpu or 0
         as_id = self._unmarked.as_id_of_fault(event)
         if as_id is not None and as_id != self.driver.as_id(index):
-            self.flows.perform(flow, event, self._unmarked.mode(self.driver.vcpu(index), as_id))
+            self.flows.guess(flow, event, self._unmarked.mode(self.driver.vcpu(index), as_id))
 
     def _enter(self, event: records.Event, vcpu_id: int) -> None:
         self.flows.settle(event.task.pid, event)
@@ -260,7 +260,7 @@ class Comparison:
             return
         known = self._root_in(root >> 12)
         if known is not None and known is not mine:
-            self.flows.perform(flow, event, self._unmarked.switched(vcpu, known))
+            self.flows.guess(flow, event, self._unmarked.switched(vcpu, known))
             mine = self.driver.memory.peek(KvmVcpu.mmu_root.cell(vcpu))
         if not isinstance(mine, KvmMmuPage):
             self._diverge(event, "the model's vCPU has no root, although it has been told to go to this one")

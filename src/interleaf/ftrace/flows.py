@@ -77,6 +77,9 @@ class Flows:
         """The next that the model does in this thread, which ought to be what the event says; None if it does nothing
         more. What has to be supposed for that is added to `rules`."""
         driver = self._driver
+        if flow.guessed:
+            flow.guessed = False
+            rules.append(Rule.UNNAMED)
         while flow.nested:
             if driver.advance(flow.nested[-1]):
                 return driver.reaction(flow.nested[-1])
@@ -160,6 +163,11 @@ class Flows:
         """A thread that does nothing does this, all of it, before the event."""
         self._driver.begin(flow.thread, *command)
         self._finish(flow, flow.thread, event)
+
+    def guess(self, flow: Flow, event: records.Event, command: Command) -> None:
+        """The same with what the trace does not name, and shows by the event and what follows it."""
+        self.perform(flow, event, command)
+        flow.guessed = True
 
     def begin_early(self, thread: Thread, event: records.Event) -> None:
         """A thread that does nothing, and of which `event` is the next, does what its vCPU has been asked for."""

@@ -7,7 +7,7 @@ the host to decide, so it is taken from what the kernel did with it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from interleaf.hw.page_table import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, pages_per_entry
 from interleaf.kvm.kvm_host import KVM_PFN_NOSLOT
@@ -36,9 +36,11 @@ class Flow:
     """The vCPU that it runs; None if it has not run one."""
     faulting: bool = False
     """Its vCPU has left the guest because of a fault."""
+    guessed: bool = False
+    """It has done something of which only its next reaction shows that it was done."""
 
     def copy(self) -> Flow:
-        return Flow(self.thread, list(self.nested), self.fault_hva, self.next, self.vcpu, self.faulting)
+        return replace(self, nested=list(self.nested))
 
 
 class Lookups:
