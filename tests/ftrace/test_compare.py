@@ -113,3 +113,17 @@ def test_a_notifier_that_does_not_come_is_missed_whatever_the_order(tmp_path: Pa
     lines = path.read_text().splitlines()
     first = next(number for number, line in enumerate(lines, 1) if "gtmain" in line and "spte_changed" in line)
     assert result.divergences[0].line == first
+
+
+@pytest.mark.parametrize("threads", [1, 100])
+def test_threads_come_and_go(tmp_path: Path, threads: int) -> None:
+    lines = gzip.decompress(trace_of("6.12/icount/w05_dontneed").read_bytes()).decode().splitlines()
+    middle = next(at for at, line in enumerate(lines) if "kvm_mmu_set_spte" in line)
+    _, stamp = lines[middle].split("] ", 1)
+    aged = f"{stamp.split(': ')[0]}: kvm_age_hva: mmu notifier age hva: 0x00007f0000000000 -- 0x00007f0000001000"
+    others = [f"          other-{90_000 + n} [000] {aged}" for n in range(threads)]
+    path = tmp_path / "twice.trace"
+    path.write_text("\n".join([*lines[:middle], *others, *lines[middle:]] * 2) + "\n")
+    result = compare_trace(path, load("v6.12"))
+    assert not result.divergences
+    assert result.events == 2 * 1173

@@ -252,11 +252,18 @@ class Driver(ABC):
     # threads
 
     def thread(self) -> Thread:
-        """A thread that does nothing yet. Raises ModelError if all have got stuck."""
+        """A thread that does nothing yet. Raises ModelError if there is none left."""
         if not self._free:
-            raise ModelError(f"the model of {self.design.name} has all its {THREADS} threads waiting for ever.")
+            raise ModelError(
+                f"all {THREADS} threads of the model run vCPUs, or have not come to the end of what the trace says "
+                "that they do. A trace of fewer vCPUs can be compared."
+            )
         self.note(self._free.insert, 0, self._free[0])
         return self._free.pop(0)
+
+    def left(self) -> int:
+        """How many threads do nothing yet."""
+        return len(self._free)
 
     def give_back(self, thread: Thread) -> None:
         self.note(self._free.pop)

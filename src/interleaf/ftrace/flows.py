@@ -24,6 +24,12 @@ _UNPREPARED = (
 )
 """Before these, a vCPU does not look for what it has been asked for."""
 
+NOTIFIERS = frozenset({"unmap", "age", "test age"})
+"""What ends without an event."""
+
+SPARE = 8
+"""Threads of the model that are left for what interrupts others."""
+
 
 class Flows:
     """All threads of a trace, by pid. `diverge` is told of an event at which the model differs, and why."""
@@ -47,8 +53,18 @@ class Flows:
         """What a thread is doing."""
         flow = self.known.get(pid)
         if flow is None:
+            if self._driver.left() < SPARE:
+                self._make_room()
             flow = self.known[pid] = Flow(self._driver.thread())
         return flow
+
+    def _make_room(self) -> None:
+        """Threads that do nothing, and run no vCPU, are forgotten."""
+        self.end_notifiers()
+        for pid, flow in list(self.known.items()):
+            if flow.vcpu is None and flow.next is None and not flow.nested and self._driver.idle(flow.thread):
+                del self.known[pid]
+                self._driver.give_back(flow.thread)
 
     # what a search for another order needs
 
@@ -214,6 +230,15 @@ class Flows:
                 self._driver.give_back(nested)
         flow.nested.clear()
         flow.faulting = False
+
+    def end_notifiers(self) -> None:
+        """Notifiers come to their end that change nothing any more. Nothing else tells of it where their threads do not
+        act again; and none is left when their VM is gone."""
+        for flow in self.known.values():
+            command = self._driver.command(flow.thread)
+            if command is not None and command[0] in NOTIFIERS and not flow.thread.reactions:
+                self._driver.foresee(flow.thread)
+                self._driver.finish(flow.thread)
 
     def settle_all(self, event: records.Event | None, doing: frozenset[str] | None = None) -> None:
         """All threads have come to the end of what they were doing, or those that are doing one of these commands."""

@@ -70,7 +70,7 @@ class Requests:
         elif symbol in END_PROBES and self._driver.kvm is not None and not self.closing:
             # the VM ends, or its process does, after which nobody can use it
             self._flows.settle(event.task.pid, event)
-            self.closing = True
+            self._close()
             self._driver.begin(self._flows.of(event.task.pid).thread, "destroy VM", self._driver.kvm)
 
     def _zap(self, event: records.Event, how: str) -> None:
@@ -125,7 +125,7 @@ class Requests:
                 settle(pid, event)
             case "VM_DESTROY":
                 settle(pid, event)
-                self.closing = True
+                self._close()
                 flow.next = "destroy VM", driver.kvm
             case "GET_DIRTY_LOG_DONE" | "SLOT_DONE" | "PREFAULT":
                 settle(pid, event)
@@ -141,6 +141,10 @@ class Requests:
                 gfns = tuple(base + bit for bit in range(mask.bit_length()) if mask >> bit & 1)
                 return "clear dirty log", self._driver.kvm, slot.id, gfns, slot.as_id
         return None
+
+    def _close(self) -> None:
+        self._flows.end_notifiers()
+        self.closing = True
 
     def _forget_vm(self) -> None:
         self._driver.forget_vm()
