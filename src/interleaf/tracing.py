@@ -135,6 +135,7 @@ def compare_with(path: Path, design: str, snapshots: Path | None, params: Path |
     from interleaf.arguments import Refused
     from interleaf.designs import load
     from interleaf.ftrace.compare import compare_trace
+    from interleaf.ftrace.parameters import read_release
     from interleaf.ftrace.source import Unreadable
     from interleaf.report import document
     from interleaf.report.compare_report import compare_document, print_comparison
@@ -156,7 +157,7 @@ def compare_with(path: Path, design: str, snapshots: Path | None, params: Path |
         raise Refused(str(error)) from error
     except OSError as error:
         raise Refused(f"the result could not be written: {error}.") from error
-    entry = compare_document(path, result)
+    entry = compare_document(path, result, read_release(path.with_name("uname.txt")))
     if json is not None and not alone:
         document.write(json, document.to_text(entry))
     if alone:

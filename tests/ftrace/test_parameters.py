@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from interleaf.ftrace.parameters import read_parameters
+from interleaf.ftrace.parameters import read_parameters, read_release
 from interleaf.ftrace.source import Unreadable
 from tests.ftrace.carried import TRACES
 
@@ -51,3 +51,11 @@ def test_a_wrong_file_is_told(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(Unreadable, match=message):
         read_parameters(path)
+
+
+def test_the_kernel_is_read(tmp_path: Path) -> None:
+    for path in sorted({trace.with_name("uname.txt") for trace in TRACES}):
+        assert (read_release(path) or "").startswith(path.parts[-3] + ".")
+    assert read_release(tmp_path / "none.txt") is None
+    (tmp_path / "uname.txt").write_text("Linux host\n")
+    assert read_release(tmp_path / "uname.txt") is None

@@ -1,4 +1,6 @@
-"""Module parameters of the traced host: lines `/sys/module/kvm/parameters/NAME = VALUE` (Y, N or a number)."""
+"""What is written of the traced host beside a trace: the module parameters, as lines
+`/sys/module/kvm/parameters/NAME = VALUE` (Y, N or a number), and what `uname` says.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from interleaf.kvm.kvm_host import DEFAULT_PARAMS, KvmParams
 from .source import Unreadable
 
 _LINE = re.compile(r"/sys/module/\w+/parameters/(\w+) = (.*)")
+_RELEASE = re.compile(r"\d+\.\d+")
 _YES, _NO = frozenset({"Y", "1", "auto", "force"}), frozenset({"N", "0", "off", "never"})
 _NEEDED = "tdp_mmu", "npt", "ept"
 """Without any of these the host's page tables are not the TDP MMU's."""
@@ -60,6 +63,15 @@ def read_parameters(path: Path) -> Parameters:
         ad_bits=_is_on(path, found, "eptad", True) if "eptad" in found else None,
         pml=_is_on(path, found, "pml", True) if "pml" in found else None,
     )
+
+
+def read_release(path: Path) -> str | None:
+    """The kernel's release, such as 6.12.117, in a file of what `uname -a` says; None if there is none."""
+    try:
+        words = path.read_text().split(maxsplit=3)
+    except (OSError, UnicodeDecodeError):
+        return None
+    return words[2] if len(words) > 2 and _RELEASE.match(words[2]) else None
 
 
 def _is_on(path: Path, found: dict[str, str], name: str, default: bool) -> bool:

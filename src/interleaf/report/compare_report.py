@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.text import Text
 
 from interleaf import __version__
+from interleaf.designs import load
+from interleaf.designs.kernels import KERNELS, design_of
 from interleaf.ftrace.outcome import Result
 
 from .document import Json
@@ -18,8 +20,8 @@ DIFFERENCES = 20
 """Entries of a snapshot that differ and are named."""
 
 
-def compare_document(path: Path, result: Result) -> Json:
-    """All that a comparison has found."""
+def compare_document(path: Path, result: Result, release: str | None) -> Json:
+    """All that a comparison has found. `release`: of the kernel that wrote the trace, if that is known."""
     divergences = [
         {
             "line": found.line,
@@ -37,6 +39,8 @@ def compare_document(path: Path, result: Result) -> Json:
         "interleaf": __version__,
         "file": str(path),
         "design": result.design,
+        "kernel": release,
+        "kernel_design": None if release is None else design_of(release),
         "events": result.events,
         "matched": result.matched,
         "explained": sum(result.explained.values()),
@@ -95,3 +99,16 @@ def print_comparison(console: Console, entry: Json) -> None:
             line(f"the entry is, in {text}")
         if first["rules"]:
             line(f"the rules that it asked for last: {', '.join(first['rules'])}")
+    if entry["divergent"] or different:
+        line(_advice(entry), "bold")
+
+
+def _advice(entry: Json) -> str:
+    """Which design to take for the kernel of a trace."""
+    kernel, design = entry["kernel"], entry["kernel_design"]
+    if design is not None:
+        other = "" if load(design).name == entry["design"] else f", not {entry['design']}"
+        return f'the kernel is {kernel}, for which the design is "{design}"{other}'
+    known = "; ".join(f'{kernels}: "{kernels.design}"' for kernels in KERNELS)
+    unknown = "uname.txt beside the trace would tell the kernel, and so the design"
+    return f"{unknown if kernel is None else f'no design is that of the kernel {kernel}'}. By kernel: {known}"
