@@ -127,6 +127,8 @@ def mutations(kernel: str) -> list[Mutation]:
         ("w07e", CHANGED, 40, bit("level", 3), 0),
         # two vCPUs and more at once: whatever the order, it does not explain these
         ("w08b", CHANGED, 3000, bit("new_spte", 2), 0),
+        # who zaps waits for ever for an entry that somebody has frozen who does not go on
+        ("w08b", CHANGED, 9865, of_another, 0),
         ("w08c", CHANGED, 60, bit("new_spte", 2), 0),
         ("w08c", CHANGED, 61, bit("gfn", 1), 0),
         # the next line of 6.12 is another thread's

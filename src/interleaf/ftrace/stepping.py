@@ -24,6 +24,13 @@ from .drive import Driver, Thread
 PATIENCE = 1_000_000
 """Operations between two reactions after which the model is taken to be stuck."""
 
+TURN = 2_000
+"""Operations without a reaction after which others go on, too, because a thread may look again and again at what they
+have to change. In the traces of real kernels it takes 1,028 at most."""
+
+LOOK, FEW = 64, 8
+"""A task that depends on no more than so few cells in so many operations does not get on."""
+
 HELP = 5_000
 """Operations of others while a thread waits, after which it is taken to wait for what they do not do."""
 
@@ -102,15 +109,19 @@ class SteppedDriver(Driver):
         self.clock = self.rounds = 0
 
     def advance(self, thread: Thread) -> bool:
-        left, helped = PATIENCE, 0
+        left, turn, helped = PATIENCE, TURN, 0
         while not thread.reactions:
             if left <= 0 or helped > HELP or self.idle(thread):
                 return False
             self._go_round()
-            ran = self._run(thread.task, min(left, self.detours[0].at - self.clock) if self.detours else left, True)
-            left -= ran
+            ran = self._run(thread.task, min(turn, self.detours[0].at - self.clock) if self.detours else turn, True)
+            left, turn = left - ran, turn - ran
             if ran:
                 helped = 0
+                if not turn and not thread.reactions and not self.idle(thread):
+                    turn = TURN
+                    if not self._help(thread.task) and self._spins(thread.task):
+                        return False
                 continue
             if self.bold and not helped:
                 self._waits(thread.task)
@@ -125,17 +136,20 @@ class SteppedDriver(Driver):
         return any(self._run(task, PATIENCE) for task in self.live.unfinished if task.index not in self._mine)
 
     def ahead(self, task: Task, length: int | None = None, bold: bool = False) -> None:
-        """Let a task act before its turn: until it has performed `length` operations, reacts, or has to wait. `bold`:
-        it may begin something, and (with `length`) whoever has what it waits for goes on until it gives that up."""
+        """Let a task act before its turn: until it has performed `length` operations, or TURN, reacts, or has to wait.
+        `bold`: it may begin something, and (with `length`) whoever has what it waits for goes on until it gives that
+        up."""
         thread = self._mine.get(task.index) if self.live.has(task) else None
         if thread is not None and not thread.reactions:
             self.foresee(thread, bold)
-        helped = 0
+        turn, helped = TURN, 0
         while self.live.has(task) and not (thread is not None and (thread.reactions or self.idle(thread))):
-            left = PATIENCE if length is None else length - self.live.done(task)
+            left = turn if length is None else min(turn, length - self.live.done(task))
             if left <= 0:
                 return
-            if self._run(task, left):
+            ran = self._run(task, left)
+            turn -= ran
+            if ran:
                 helped = 0
                 continue
             if bold and not helped:
@@ -180,6 +194,23 @@ class SteppedDriver(Driver):
             if ran:
                 return True
         return False
+
+    def _help(self, waiting: Task) -> int:
+        """Let others go on; how many operations they did."""
+        helped = 0
+        while helped < HELP and self._others(waiting):
+            helped += 1
+        return helped
+
+    def _spins(self, task: Task) -> bool:
+        """Does the task look again and again at what others would have to change? It goes on doing so meanwhile."""
+        taken, self.taken = self.taken, []
+        ran = self._run(task, LOOK, True)
+        seen = {what for step in self.taken for what in (*step.reads, *step.writes)}
+        if taken is not None:
+            taken += self.taken
+        self.taken = taken
+        return ran == LOOK and len(seen) <= FEW
 
     def _decide(self, choice: Op) -> int:
         """A task that holds what another one waits for yields where it can; other choices are 0."""
