@@ -119,6 +119,9 @@ class Orders:
         """The number of the event that did not fit in the order which has come farthest, and that order."""
         self._explained: set[int] = set()
         """Numbers of events in the window that were explained by another order."""
+        self._vain = 0
+        """How often no order was found that fits: each time, half as many are tried as before, because what comes after
+        a divergence seldom fits, and an answer is wanted."""
 
     def next(self) -> None:
         """Compare the next event."""
@@ -195,10 +198,11 @@ class Orders:
                 self._back(start)
                 self._follow(before, near - 1)
             self._driver.bold = bold
-            found = self._try_all(before, failed, near, orders)
+            found = self._try_all(before, failed, near, orders >> self._vain)
             if found:
                 break
         self._driver.bold = False
+        self._vain += not found
         if not found and self._best[0] > failed:
             self._back(start)
             found = self._follow(self._best[1], failed)  # what does not fit comes later
@@ -222,7 +226,7 @@ class Orders:
         waiting: list[tuple[int, int, int, Plan]] = [(0, 0, 0, before)]
         seen, number = {before}, 0
         executed: Plan | None = None
-        limit = self._driver.performed + EFFORT
+        limit = self._driver.performed + (EFFORT >> self._vain)
         for _ in range(orders):
             if not waiting or self._driver.performed > limit:
                 return False
@@ -273,7 +277,7 @@ class Orders:
                     conflict = what in other.writes or what in step.writes
                     if conflict and where < self._position and other.task is not step.task:
                         racing.append(early)
-                uses[what].append(late)
+                _use(uses[what], steps, late, what)
             for early in {max(racing), min(racing)} if racing else ():
                 where, _, other = steps[early]
                 rank = min(step.length - first, len(steps) - late)
@@ -300,6 +304,22 @@ class Orders:
             found += [(number, latest.get(step.task, start - 1), step) for step in moment.taken]
             latest.update(dict.fromkeys(moment.tasks, number))
         return found + [(number + 1, latest.get(step.task, start - 1), step) for step in further]
+
+
+def _use(uses: list[int], steps: list[tuple[int, int, Taken]], late: int, what: object) -> None:
+    """Step `late` uses `what`. Of those that a task takes one after the other, the first and the last one are kept:
+    there may be thousands, by which it waits for others."""
+
+    def alike(one: int) -> bool:
+        where, _, step = steps[one]
+        return (where, step.task, what in step.writes) == mine
+
+    where, _, step = steps[late]
+    mine = where, step.task, what in step.writes
+    if len(uses) > 1 and alike(uses[-1]) and alike(uses[-2]):
+        uses[-1] = late
+    else:
+        uses.append(late)
 
 
 def _first_difference(one: Plan, other: Plan, last: int) -> int:
