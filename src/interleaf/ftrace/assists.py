@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from interleaf.hw.page_table import index_of
 from interleaf.kvm import trace as model
 from interleaf.kvm.kvm_host import KvmMmuPage
 
@@ -55,6 +56,9 @@ class Assists:
             return reaction
         more = said.old_spte & self.volatile & ~mine.old_spte
         if not more or not said.old_spte & mine.old_spte & PRESENT or mine.new_spte & PRESENT:
+            return reaction
+        index = index_of(said.gfn, said.level)
+        if all(self._driver.entry(sp, index) != said.old_spte for sp in self._driver.tables_at(said.level, said.gfn)):
             return reaction
         rules.append(Rule.AD_BITS)
         return reaction._replace(record=mine._replace(old_spte=mine.old_spte | more))
