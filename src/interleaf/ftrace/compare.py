@@ -90,6 +90,7 @@ class Comparison:
         self._unmarked = Unmarked(self.driver, self._slots, self._ahead, options.nx_huge_pages)
         self.flows = Flows(driver, self.frames, self._lookups, self._unmarked, self._diverge)
         self._requests = Requests(self.driver, self.flows, self._slots, self._lookups, self._unmarked, options.vms)
+        self.reordered = False
         self._orders = Orders(driver, self) if isinstance(driver, SteppedDriver) else InOrder(self)
         self.driver.foresee = self._foresee
 
@@ -208,7 +209,7 @@ class Comparison:
         if wrong is not None:
             self._diverge(event, wrong)
             self._divergences.follow(event)
-        elif self._orders.explains():
+        elif self.reordered:
             self.result.explained[Rule.ORDER] += 1
         elif rules:
             self.result.explained[Rule.UNNAMED if Rule.UNNAMED in rules else rules[-1]] += 1

@@ -52,6 +52,8 @@ class Compared(Protocol):
 
     result: Result
     flows: Flows
+    reordered: bool
+    """The event that is compared next fits only in another order than that of the events."""
 
     def goes_on(self) -> bool: ...
 
@@ -96,10 +98,6 @@ class InOrder:
         compared.next()
         if compared.result.divergent > divergent and len(compared.flows.known) > 1:
             raise OutOfOrder
-
-    def explains(self) -> bool:
-        """Does the event that is being compared fit only in another order than that of the events? Never."""
-        return False
 
 
 class Orders:
@@ -146,10 +144,6 @@ class Orders:
         self._dropped = 0
         self._driver.past.forget(None)
 
-    def explains(self) -> bool:
-        """Does the event that is being compared fit only in another order than that of the events?"""
-        return self._position in self._explained
-
     def _fits(self, detours: tuple[Detour, ...]) -> bool:
         driver, compared = self._driver, self._compared
         if not self._window:
@@ -160,6 +154,7 @@ class Orders:
         if driver.taken is not None:
             driver.taken = moment.taken
         divergent = compared.result.divergent
+        compared.reordered = self._position in self._explained
         moment.event = event = compared.next()
         driver.go_round(())
         self._latest[event.task.pid] = self._position
@@ -278,6 +273,8 @@ class Orders:
                     if conflict and where < self._position and other.task is not step.task:
                         racing.append(early)
                 _use(uses[what], steps, late, what)
+            # Before the last of them the step changes places with that one alone, and with the one before it in an
+            # order that is made of this one, if it fails; before the first it has overtaken all of them at once.
             for early in {max(racing), min(racing)} if racing else ():
                 where, _, other = steps[early]
                 rank = min(step.length - first, len(steps) - late)
