@@ -259,9 +259,12 @@ class Orders:
         found: dict[tuple[int, int, Detour], tuple[bool, int]] = {}
         firsts: dict[tuple[Task, int], int] = {}
         uses: dict[object, list[int]] = {}
-        """What was read or changed -> by which steps."""
+        """What was read or changed -> by which steps. Of those that a task takes one after the other, the first and the
+        last one: there may be thousands, by which it waits for others."""
+        runs: dict[object, tuple[tuple[int, Task, bool], bool]] = {}
+        """What -> the latest use of it, and whether it was such a one as that before it."""
         steps = self._taken(further)
-        for late, (_position, since, step) in enumerate(steps):
+        for late, (position, since, step) in enumerate(steps):
             first = firsts.setdefault((step.task, since), step.length)
             racing = []
             for what in (*step.reads, *step.writes):
@@ -272,7 +275,13 @@ class Orders:
                     conflict = what in other.writes or what in step.writes
                     if conflict and where < self._position and other.task is not step.task:
                         racing.append(early)
-                _use(uses[what], steps, late, what)
+                use = position, step.task, what in step.writes
+                before, several = runs.get(what, (None, False))
+                if several and before == use:
+                    uses[what][-1] = late
+                else:
+                    uses[what].append(late)
+                runs[what] = use, before == use
             # Before the last of them the step changes places with that one alone, and with the one before it in an
             # order that is made of this one, if it fails; before the first it has overtaken all of them at once.
             for early in {max(racing), min(racing)} if racing else ():
@@ -301,22 +310,6 @@ class Orders:
             found += [(number, latest.get(step.task, start - 1), step) for step in moment.taken]
             latest.update(dict.fromkeys(moment.tasks, number))
         return found + [(number + 1, latest.get(step.task, start - 1), step) for step in further]
-
-
-def _use(uses: list[int], steps: list[tuple[int, int, Taken]], late: int, what: object) -> None:
-    """Step `late` uses `what`. Of those that a task takes one after the other, the first and the last one are kept:
-    there may be thousands, by which it waits for others."""
-
-    def alike(one: int) -> bool:
-        where, _, step = steps[one]
-        return (where, step.task, what in step.writes) == mine
-
-    where, _, step = steps[late]
-    mine = where, step.task, what in step.writes
-    if len(uses) > 1 and alike(uses[-1]) and alike(uses[-2]):
-        uses[-1] = late
-    else:
-        uses.append(late)
 
 
 def _first_difference(one: Plan, other: Plan, last: int) -> int:
