@@ -153,6 +153,28 @@ def test_what_is_changed_in_a_trace_is_reported_where_it_is(tmp_path: Path, muta
     assert before[-1] == divergence.line
 
 
+DROPPED = {
+    "collapse-zaps-parents": "w07d_1g",
+    "eager-page-split": "w07_thp_eager",
+    "fast-page-fault": "w06b_dirty_manual",
+    "freeze-without-bookkeeping": "w07d_1g",
+    "leaf-writable-hint": "w13c_collapse",
+    "pre-fault-memory": "w17_prefault",
+    "remade-spte-clean": "w09_mmio",
+    "slot-zap-quirk": "w18_zap_leafs",
+    "split-on-fault": "w07d_1g",
+    "zap-1g-first": "w09_mmio",
+    "zap-small-first": "w09_mmio",
+}
+"""Rules of v6.12 that one thread shows in what it does, and a workload in which it does."""
+
+
+@pytest.mark.parametrize("rule", DROPPED)
+def test_a_rule_that_the_model_does_not_follow_is_named(rule: str) -> None:
+    result = compare_trace(trace_of(f"6.12/icount/{DROPPED[rule]}"), load(f"v6.12 without {rule}"))
+    assert f"not {rule}" in result.divergences[0].rules
+
+
 def test_a_split_child_that_is_missing_in_a_walk_is_reported_at_the_snapshot(tmp_path: Path) -> None:
     trace = trace_of("6.12/icount/w07e_log_from_start")
     lines = gzip.decompress(snapshots_of(trace).read_bytes()).decode().splitlines()
