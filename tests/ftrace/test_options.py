@@ -65,3 +65,10 @@ def test_vms_follow_each_other(tmp_path: Path) -> None:
     end = "zap_all: (kvm_mmu_zap_all+0x0/0x1 [kvm]) kvm=0x1"
     push = "kvm_dirty_ring_push: ring 0: dirty 0x1 reset 0x0 slot 0 offset 0x0 (used 1)"
     assert [vm.dirty_ring_size > 0 for vm in look(tmp_path, CREATE, end, DELETE, CREATE, push).vms] == [False, True]
+
+
+def test_only_what_vms_do_that_have_memory_counts(tmp_path: Path) -> None:
+    made, ring = "tracing_mark_write: GT w VM_CREATE ncpu=1", "tracing_mark_write: GT w ENABLE_DIRTY_RING"
+    found = look(tmp_path, ZAP_ALL, ring, made, made, ZAP_ALL, CREATE, ZAP_ALL)
+    assert [vm.dirty_ring_size for vm in found.vms] == [0]
+    assert len(found.nx_huge_pages) == 2

@@ -58,6 +58,8 @@ class _Look:
     vms: list[KvmParams] = field(default_factory=list)
     alive: bool = False
     """The last VM has not ended yet."""
+    used: bool = False
+    """It has had a memslot: without, it does nothing that is compared, and is not counted."""
     ring: bool = False
     """The next VM will have a dirty ring."""
     slots: Slots = field(default_factory=Slots)
@@ -93,7 +95,8 @@ class _Look:
             case records.KvmMmuSplitHugePage(errno=0) if pid in self.beginning:
                 self._vm(eager_page_split=True)
             case records.KvmMmuZapAllFast():
-                self.nx.append(None)
+                if self.used:
+                    self.nx.append(None)
                 self.taking.discard(pid)
             case records.KvmDirtyRingPush():
                 if self.vms and not self.vms[-1].dirty_ring_size:
@@ -144,6 +147,7 @@ class _Look:
             self._ends(pid)
             if not self.alive and request.size:
                 self._make()
+            self.used |= request.size > 0
             kind = self.slots.change(request)
             if kind is Request.FLAGS and request.flags & KVM_MEM_LOG_DIRTY_PAGES:
                 self.beginning.add(pid)
@@ -173,7 +177,9 @@ class _Look:
         self.alive, self.ring = True, False
 
     def _end(self) -> None:
-        self.alive = False
+        if self.alive and not self.used:
+            self.vms.pop()
+        self.alive = self.used = False
         self.slots.slots.clear()
 
     def options(self) -> Options:
