@@ -53,6 +53,16 @@ def test_most_steps_of_a_larger_search_are_known() -> None:
     assert search.machine.taken > outcome.transitions / 2
 
 
+def test_steps_that_are_made_again_are_not_kept_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    for checked in (2, 1 << 30):
+        monkeypatch.setattr(machine, "CHECKED", checked)
+        search, _ = searched(lock_benchmark(3, 3), True)
+        assert search.machine.taken > 100
+        kept.append(sum(len(node.glued_in) for node in search.machine.automata.nodes.values()))
+    assert kept[0] == kept[1] > 0
+
+
 class Tally(Object):
     count = Plain(0)
     other = Plain(0)

@@ -114,8 +114,6 @@ class KnownStep:
         self.conflict = conflict
         self.glued = tuple(glued)
         self.demand = demands(glued)
-        for passed in glued:
-            passed.glued_in.append(self)
 
     def apply(self, memory: Memory) -> None:
         """Change the memory as it did."""
@@ -169,6 +167,8 @@ def keep(table: Table[KnownStep], made: KnownStep, memory: Memory) -> None:
             known.beside |= made.beside
             return
     steps.append(made)
+    for passed in made.glued:
+        passed.glued_in.append(made)
 
 
 def expect(known: KnownStep, made: KnownStep) -> None:
