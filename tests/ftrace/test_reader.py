@@ -14,6 +14,7 @@ from interleaf.ftrace.reconstruct import Reconstruction
 from interleaf.ftrace.records import Event, KvmTdpMmuSpteChanged, Lost, Mark, Unknown
 from interleaf.ftrace.source import BLOCK, Unreadable
 from tests.ftrace.carried import trace_of
+from tests.ftrace.test_texts import TEXTS
 
 CHANGED = "kvm_tdp_mmu_spte_changed: as id 0 gfn 1 level 1 old_spte 0 new_spte 291ee67"
 LINE = f"          gtmain-1       [001] d..1.     9.949826: {CHANGED}\n"
@@ -58,6 +59,24 @@ def test_a_line_is_read(
             assert event.time == time
             assert event.record == KvmTdpMmuSpteChanged(0, 1, 1, 0, 0x291EE67)
         assert trace.account.events == {"kvm_tdp_mmu_spte_changed": text.count("\n")}
+
+
+@pytest.mark.parametrize(("name", "text", "record"), TEXTS)
+def test_the_first_event_of_a_thread_is_read_as_the_next_ones(
+    tmp_path: Path, name: str, text: str, record: object
+) -> None:
+    events, trace = read(tmp_path, LINE.replace(CHANGED, f"{name}: {text}") * 3)
+    assert [event.record for event in events] == [record] * 3
+    assert trace.account.whole
+
+
+def test_a_byte_order_mark_is_no_part_of_a_line(tmp_path: Path) -> None:
+    for text in (LINE, f"# tracer: nop\n{LINE}"):
+        marked = b"\xef\xbb\xbf" + text.encode()
+        for content in (marked, gzip.compress(marked)):
+            events, trace = read(tmp_path, content, strict=True)
+            assert len(events) == 1
+            assert trace.account.whole
 
 
 def test_whole_numbers_are_ticks(tmp_path: Path) -> None:

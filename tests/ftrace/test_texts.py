@@ -105,6 +105,11 @@ TEXTS = [
         "vcpu 0 reason npf rip 0x1000 info1 0x6 info2 0x1000 intr_info 0x00000000 error_code 0x00000000",
         records.KvmExit(0, "npf", 0x1000, 6, 0x1000),
     ),
+    (
+        "kvm_exit",
+        "vcpu 0 reason INVALID_STATE FAILED_VMENTRY rip 0xfff0 info1 0x0 info2 0x0 intr_info 0x0 error_code 0x0",
+        records.KvmExit(0, "INVALID_STATE", 0xFFF0, 0, 0),
+    ),
     ("kvm_exit", "reason EXIT_NPF rip 0x1000 info 6 1000", records.KvmExit(None, "EXIT_NPF", 0x1000, 6, 0x1000)),
     ("kvm_userspace_exit", "reason KVM_EXIT_MMIO (6)", records.KvmUserspaceExit("KVM_EXIT_MMIO", 6)),
     ("kvm_mmio", "mmio write len 1 gpa 0x10000000 val 0x1", records.KvmMmio("write", 1, 0x10000000, 1)),

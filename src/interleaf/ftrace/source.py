@@ -17,6 +17,9 @@ BLOCK = 1 << 18
 LONGEST_LINE = 1 << 16
 """Bytes. What is longer is no line of a trace: it is handed on in pieces."""
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""What some editors put before a text."""
+
 MAGIC = {
     b"\x17\x08\x44tracing": "trace-cmd's own format: run `trace-cmd report FILE > FILE.txt` and give that",
     b"PERFILE2": "perf's format: this reads what ftrace and trace-cmd write as text",
@@ -94,9 +97,10 @@ class Source:
                 return
 
     def _lines(self, blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
-        rest = b""
+        rest, mark = b"", BYTE_ORDER_MARK
         for block in blocks:
-            lines = (rest + block).split(b"\n")
+            lines = (rest + block.removeprefix(mark)).split(b"\n")
+            mark = b""
             rest = lines.pop()
             if len(rest) > LONGEST_LINE:
                 lines += [rest[at : at + LONGEST_LINE] for at in range(0, len(rest), LONGEST_LINE)]

@@ -140,9 +140,9 @@ TEMPLATES: Mapping[str, tuple[type[Any], tuple[str, ...]]] = {
         ("spte {spte:x} kvm_gen {kvm_gen:x} spte-gen {spte_gen:x} valid {valid:t}",),
     ),
     "handle_mmio_page_fault": (records.HandleMmioPageFault, ("addr:{addr:x} gfn {gfn:x} access {access:x}",)),
-    "kvm_mmu_pagetable_walk": (records.KvmMmuPagetableWalk, ("addr {addr:x} pferr {pferr:x} {_:r}",)),
+    "kvm_mmu_pagetable_walk": (records.KvmMmuPagetableWalk, ("addr {addr:x} pferr {pferr:x}[ {_:r}]",)),
     "kvm_mmu_paging_element": (records.KvmMmuPagingElement, ("pte {pte:x} level {level:l}",)),
-    "kvm_mmu_walker_error": (records.KvmMmuWalkerError, ("pferr {pferr:x} {_:r}",)),
+    "kvm_mmu_walker_error": (records.KvmMmuWalkerError, ("pferr {pferr:x}[ {_:r}]",)),
     "kvm_mmu_set_accessed_bit": (records.KvmMmuSetBit, ("gpa {gpa:x}",)),
     "kvm_mmu_set_dirty_bit": (records.KvmMmuSetBit, ("gpa {gpa:x}",)),
     "kvm_page_fault": (
@@ -157,6 +157,7 @@ TEMPLATES: Mapping[str, tuple[type[Any], tuple[str, ...]]] = {
         records.KvmExit,
         (
             "vcpu {vcpu_id:d} reason {exit_reason:s} rip {guest_rip:x} info1 {info1:x} info2 {info2:x}{_:r}",
+            "vcpu {vcpu_id:d} reason {exit_reason:s} {_:s} rip {guest_rip:x} info1 {info1:x} info2 {info2:x}{_:r}",
             "[vcpu {vcpu_id:d} ]reason {exit_reason:s} rip {guest_rip:x} info {info1:x} {info2:x}{_:r}",
         ),
     ),
