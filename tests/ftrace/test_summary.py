@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -46,6 +47,32 @@ def test_the_deletion_of_a_slot() -> None:
     assert found.roots_created == 3
     assert [root.invalid is not None for root in found.roots] == [True, True, False]
     assert found.refaults["invalid root"].refaulted == 82
+
+
+def test_the_times_of_faults_are_those_of_their_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = "a-1 [000] ..... 1.{}: "
+    fault = head + "kvm_page_fault: vcpu 0 rip 0x0 address 0x1000 error_code 0x{:x}\n"
+    entry = head + "kvm_entry: vcpu 0, rip 0x0\n"
+    text = fault.format("000000", 2) + entry.format("000100") + fault.format("001000", 16) + entry.format("003000")
+    (tmp_path / "trace").write_text(text)
+    page = tmp_path / "a.html"
+    summarise(tmp_path / "trace", page, None, None, False)
+    lines = capsys.readouterr().out.splitlines()
+    longest = [line.split()[-2:] for line in lines if line.startswith(("write", "execute"))]
+    assert longest == [["100", "us"], ["2", "ms"]]
+    rows = [line for line in page.read_text().splitlines() if ">100 us<" in line or ">2 ms<" in line]
+    assert len(rows) == 2
+
+
+def test_time_that_runs_backwards_is_no_gap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = gzip.decompress(trace_of("6.12/runA/w09_mmio").read_bytes()).splitlines(keepends=True)
+    time = lines[100].split(b": ")[0].split()[-1]
+    lines[100] = lines[100].replace(time, b"0.000001")
+    (tmp_path / "trace").write_bytes(b"".join(lines))
+    assert summarise(tmp_path / "trace", None, None, None, False) == 0
+    shown = capsys.readouterr().out
+    assert "but time runs backwards in it" in shown
+    assert "could be read" not in shown
 
 
 def test_huge_pages_split_and_recovered() -> None:

@@ -114,8 +114,8 @@ class Summary:
     account: Account
     faults: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(kind, outcome) -> how many."""
-    latency: dict[str, Spread] = field(default_factory=dict)
-    """Outcome -> time from the fault to the next entry into the guest."""
+    latency: dict[tuple[str, str], Spread] = field(default_factory=dict)
+    """(kind, outcome) -> time from the fault to the next entry into the guest."""
     changes: Counter[tuple[str, int]] = field(default_factory=Counter)
     """(change, level) -> how many."""
     zaps: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -211,8 +211,9 @@ class Summary:
     def _answer(self, pid: int, time: int) -> None:
         fault = self._faults.pop(pid, None)
         if fault is not None:
-            self.faults[fault.kind, fault.outcome] += 1
-            self.latency.setdefault(fault.outcome, Spread()).add(time - fault.began)
+            what = fault.kind, fault.outcome
+            self.faults[what] += 1
+            self.latency.setdefault(what, Spread()).add(time - fault.began)
 
     def _note_root(self, event: Event) -> None:
         roots = self.known.tables.roots

@@ -48,8 +48,8 @@ def summary_document(path: Path, summary: Summary) -> Json:
             for (access, outcome), count in summary.faults.most_common()
         ],
         "latency": [
-            {"outcome": outcome, **_spread(spread)}
-            for outcome, spread in sorted(summary.latency.items(), key=lambda item: -item[1].total)
+            {"access": access, "outcome": outcome, **_spread(spread)}
+            for (access, outcome), spread in sorted(summary.latency.items(), key=lambda item: -item[1].total)
         ],
         "mapped": [
             {"size": _size(level), "now": summary.mapped[level], "most": most}

@@ -85,7 +85,7 @@ def trace_page(document: Json) -> str:
         margin=MARGIN,
         lane=LANE,
         row=ROW,
-        latency={found["outcome"]: found for found in document["latency"]},
+        latency={(found["access"], found["outcome"]): found for found in document["latency"]},
     )
 
 

@@ -47,8 +47,10 @@ def verdict(document: Json) -> tuple[str, bool]:
     text = f"each of {continuity['changes']:,} changes fits what came before"
     if not continuity["from_the_beginning"]:
         return f"{text}, but the trace does not hold everything: tables are known in part", False
-    if set(counts) - {"unknown event"}:
+    if set(counts) - {"unknown event", "time runs backwards"}:
         return f"{text}, but not all of the trace could be read", False
+    if "time runs backwards" in counts:
+        return f"{text}, but time runs backwards in it: durations are not to be trusted", False
     return text, True
 
 
@@ -113,10 +115,10 @@ def _tables(document: Json, clock: str) -> Iterator[RenderableType]:
     def time(value: int | None) -> str:
         return moment(clock, value)
 
-    latency = {found["outcome"]: found for found in document["latency"]}
+    latency = {(found["access"], found["outcome"]): found for found in document["latency"]}
     table = _table("faults", "outcome", "count", "median", "99 %", "longest")
     for fault in document["faults"]:
-        known = latency.get(fault["outcome"], {"median": None, "p99": None, "longest": None})
+        known = latency[fault["access"], fault["outcome"]]
         table.add_row(
             fault["access"],
             fault["outcome"],
