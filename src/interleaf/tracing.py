@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +27,23 @@ EXIT_CODES = (
 
 EVERY = 50_000
 """Events between two looks at the progress."""
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM, and SIGHUP when the terminal goes away, are KeyboardInterrupt as Ctrl-C is; ignored ones stay so."""
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) not in (signal.SIG_IGN, signal.default_int_handler)
+    ]
+    former = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, former, strict=True):
+            signal.signal(number, handler)
+
 
 app = typer.Typer(name="trace", no_args_is_help=True, help="Traces of real kernels.")
 
@@ -94,7 +114,7 @@ def _read(trace: Trace, found: Summary, console: Console) -> bool:
     from rich.text import Text
 
     try:
-        with console.status("reading") as status:
+        with _ended_by_signals(), console.status("reading") as status:
             for number, event in enumerate(trace):
                 found.feed(event)
                 if console.is_terminal and number % EVERY == 0:
@@ -108,8 +128,8 @@ def _read(trace: Trace, found: Summary, console: Console) -> bool:
 
 
 @app.command(
-    epilog="Exit codes: 0 the model does what the trace says; 1 they diverge; 2 bad usage, input or output; 3 events "
-    "are lost or could not be read, and nothing diverges in what there is."
+    epilog="Exit codes: 0 the model does what the trace says; 1 they diverge; 2 bad usage, input or output; 3 not "
+    "all was compared (events are lost or could not be read, or Ctrl-C), and nothing diverges in what was."
 )
 def compare(
     file: Annotated[Path, typer.Argument(metavar="TRACE", help="Text of ftrace or `trace-cmd report`, plain or gzip.")],
@@ -132,6 +152,8 @@ def compare(
 
 def compare_with(path: Path, design: str, snapshots: Path | None, params: Path | None, json: Path | None) -> int:
     """Compare a trace with the model, show and write the result; returns the exit code. Raises Refused."""
+    from rich.text import Text
+
     from interleaf.arguments import Refused
     from interleaf.designs import load
     from interleaf.ftrace.compare import compare_trace
@@ -149,17 +171,27 @@ def compare_with(path: Path, design: str, snapshots: Path | None, params: Path |
     if params is None:
         beside = path.with_name("params.txt")
         params = beside if beside.exists() else None
-    try:
-        if json is not None and not alone:
+    if json is not None and not alone:
+        try:
             document.expect_writable(json)
-        result = compare_trace(path, load(design), snapshots, params)
+        except OSError as error:
+            raise Refused(f"the result could not be written: {error}.") from error
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise Refused(f"{path} is no regular file, and this reads a trace more than once: write it into a file first.")
+    try:
+        with _ended_by_signals():
+            result = compare_trace(path, load(design), snapshots, params)
     except (Unreadable, ModelError) as error:
         raise Refused(str(error)) from error
-    except OSError as error:
-        raise Refused(f"the result could not be written: {error}.") from error
+    except KeyboardInterrupt:
+        console_for(stderr=True).print(Text("interleaf: stopped before the comparison came to its end", style="yellow"))
+        return INCOMPLETE
     entry = compare_document(path, result, read_release(path.with_name("uname.txt")))
     if json is not None and not alone:
-        document.write(json, document.to_text(entry))
+        try:
+            document.write(json, document.to_text(entry))
+        except OSError as error:
+            raise Refused(f"{error.filename or json} cannot be written: {error.strerror or error}.") from error
     if alone:
         print(document.to_text(entry), end="", flush=True)
     else:
@@ -184,8 +216,6 @@ def record(
 
 def record_to(folder: Path, seconds: float, megabytes: int, buffer_kb: int) -> int:
     """Record into a folder, and say how that went; returns the exit code. Raises Refused."""
-    import signal
-
     from rich.text import Text
 
     from interleaf.arguments import Refused
@@ -195,9 +225,8 @@ def record_to(folder: Path, seconds: float, megabytes: int, buffer_kb: int) -> i
     from interleaf.report.matrix import console_for
 
     console = console_for(stderr=True)
-    former = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the host is restored then, too
     try:
-        with console.status("recording") as status:
+        with _ended_by_signals(), console.status("recording") as status:  # the host is restored then, too
 
             def tell(size: int, elapsed: float) -> None:
                 if console.is_terminal:
@@ -208,8 +237,6 @@ def record_to(folder: Path, seconds: float, megabytes: int, buffer_kb: int) -> i
         raise Refused(str(error)) from error
     except KeyboardInterrupt:
         raise Refused("interrupted before anything was recorded.") from None
-    finally:
-        signal.signal(signal.SIGTERM, former)
     for text in result.missing:
         console.print(Text(f"this kernel does not tell: {text}", style="yellow"), soft_wrap=True)
     for text in result.leftovers:

@@ -1,0 +1,86 @@
+"""The commands `interleaf trace ...` as a user meets them: signals, files of other kinds, outputs without room."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from interleaf.arguments import Refused
+from interleaf.ftrace import compare
+from interleaf.tracing import compare_with
+from tests.ftrace.carried import trace_of
+from tests.test_cli import COMMAND
+
+TRACE = trace_of("6.12/runA/w09_mmio")
+
+
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def number(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A signal that is not ignored, however these tests were started."""
+    chosen: signal.Signals = request.param
+    former = signal.signal(chosen, signal.default_int_handler if chosen is signal.SIGINT else signal.SIG_DFL)
+    yield chosen
+    signal.signal(chosen, former)
+
+
+def test_a_summary_that_is_ended_shows_what_was_read(number: int, tmp_path: Path) -> None:
+    pipe, page = tmp_path / "pipe", tmp_path / "a.html"
+    os.mkfifo(pipe)
+    process = subprocess.Popen(
+        [COMMAND, "trace", "summary", str(pipe), "--html", str(page)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with pipe.open("wb", buffering=0) as file:
+        file.write(gzip.decompress(trace_of("6.12/runA/w08_stress_dummy").read_bytes())[: 1 << 20])
+        # more than the pipe holds, so most of it has been read by now
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 3
+    assert "stopped after line" in errors
+    assert "changes fits what came before" in output
+    assert page.exists()
+
+
+def test_a_comparison_that_is_ended_says_so(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def endless(*_arguments: object) -> NoReturn:
+        while True:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(compare, "compare_trace", endless)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
+    assert compare_with(TRACE, "v6.12", None, None, tmp_path / "a.json") == 3
+    assert "stopped before the comparison came to its end" in capsys.readouterr().err
+    assert not (tmp_path / "a.json").exists()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == before
+
+
+def test_a_pipe_cannot_be_compared(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(Refused, match="more than once"):
+        compare_with(pipe, "v6.12", None, None, None)
+
+
+def test_a_full_disk_is_named() -> None:
+    with pytest.raises(Refused, match="/dev/full cannot be written: No space left"):
+        compare_with(TRACE, "v6.12", None, None, Path("/dev/full"))
+
+
+def test_the_result_of_a_comparison_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare_with(TRACE, "v6.12", None, None, tmp_path / "a.json") == 0
+    entry = json.loads((tmp_path / "a.json").read_text())
+    assert (entry["schema"], entry["divergent"], entry["first_divergence"]) == ("interleaf/compare/1", 0, None)
+    assert entry["matched"] + entry["explained"] == entry["events"] > 0
+    assert f"{entry['snapshots_equal']} equal, 0 different" in capsys.readouterr().out
