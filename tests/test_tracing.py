@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -76,6 +77,23 @@ def test_a_pipe_cannot_be_compared(tmp_path: Path) -> None:
 def test_a_full_disk_is_named() -> None:
     with pytest.raises(Refused, match="/dev/full cannot be written: No space left"):
         compare_with(TRACE, "v6.12", None, None, Path("/dev/full"))
+
+
+def test_a_kernel_that_prints_events_in_another_way_is_compared_by_its_formats(tmp_path: Path) -> None:
+    old, new = rb"gfn (\w+) pfn (\w+) level (\d)", rb"level=\3, gfn=0x\1 -> pfn=0x\2"
+    text, changed = re.subn(old, new, gzip.decompress(TRACE.read_bytes()))
+    assert changed > 0
+    (tmp_path / "a.trace").write_bytes(text)
+    (tmp_path / "formats").mkdir()
+    (tmp_path / "formats/kvmmmu__kvm_mmu_spte_requested.format").write_text(
+        "name: kvm_mmu_spte_requested\nformat:\n\tfield:u64 gfn;\toffset:8;\n\tfield:u64 pfn;\toffset:16;\n"
+        "\tfield:u8 level;\toffset:24;\n\n"
+        'print fmt: "level=%d, gfn=0x%llx -> pfn=0x%llx", REC->level, REC->gfn, REC->pfn\n'
+    )
+    assert compare_with(tmp_path / "a.trace", "v6.12", None, None, None, tmp_path / "formats") == 0
+    assert compare_with(tmp_path / "a.trace", "v6.12", None, None, None) != 0
+    with pytest.raises(Refused, match="there is no folder"):
+        compare_with(TRACE, "v6.12", None, None, None, tmp_path / "none")
 
 
 def test_the_result_of_a_comparison_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

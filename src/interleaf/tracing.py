@@ -145,18 +145,29 @@ def compare(
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the result as JSON; - is standard output, alone.")
     ] = None,
+    formats: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The events' format files, of the kernel that wrote the trace.")
+    ] = None,
 ) -> None:
     """Do to the model what the trace says was done to KVM, and compare each change that follows."""
-    raise typer.Exit(compare_with(file, design, snapshots, params, json))
+    raise typer.Exit(compare_with(file, design, snapshots, params, json, formats))
 
 
-def compare_with(path: Path, design: str, snapshots: Path | None, params: Path | None, json: Path | None) -> int:
+def compare_with(
+    path: Path,
+    design: str,
+    snapshots: Path | None,
+    params: Path | None,
+    json: Path | None,
+    formats: Path | None = None,
+) -> int:
     """Compare a trace with the model, show and write the result; returns the exit code. Raises Refused."""
     from rich.text import Text
 
     from interleaf.arguments import Refused
     from interleaf.designs import load
     from interleaf.ftrace.compare import compare_trace
+    from interleaf.ftrace.formats import parsers_for, read_formats
     from interleaf.ftrace.parameters import read_release
     from interleaf.ftrace.source import Unreadable
     from interleaf.report import document
@@ -179,8 +190,9 @@ def compare_with(path: Path, design: str, snapshots: Path | None, params: Path |
     if path.exists() and not path.is_file() and not path.is_dir():
         raise Refused(f"{path} is no regular file, and this reads a trace more than once: write it into a file first.")
     try:
+        parsers = None if formats is None else parsers_for(read_formats(formats))
         with _ended_by_signals():
-            result = compare_trace(path, load(design), snapshots, params)
+            result = compare_trace(path, load(design), snapshots, params, parsers)
     except (Unreadable, ModelError) as error:
         raise Refused(str(error)) from error
     except KeyboardInterrupt:

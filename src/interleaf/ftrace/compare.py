@@ -9,7 +9,7 @@ the comparison goes on.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from .snapshots import Snapshot, read_snapshots, snapshot_number
 from .spte import layout_for
 from .stepping import SteppedDriver
 from .stimuli import PROBES, ROOT_PROBES, Slots
+from .texts import Parse
 from .unmarked import Unmarked
 from .walks import compare_tables
 
@@ -307,20 +308,26 @@ class Comparison:
         self._divergences.add(event, reason, (flow.nested or [flow.thread])[-1] if flow is not None else None)
 
 
-def compare_trace(path: Path, design: Design, snapshots: Path | None = None, parameters: Path | None = None) -> Result:
+def compare_trace(
+    path: Path,
+    design: Design,
+    snapshots: Path | None = None,
+    parameters: Path | None = None,
+    parsers: Mapping[bytes, Parse] | None = None,
+) -> Result:
     """Compare a trace, and its snapshots if there are any, with the model of `design` on a host with these module
-    parameters. Raises Unreadable.
+    parameters. `parsers` read the texts of its events, by name. Raises Unreadable.
 
     First with a driver that cannot go back; if an event does not fit, and several threads have acted, all over again
     with one that can, because they may have acted in another order than that of their events.
     """
-    options = options_of(Trace(path), Parameters() if parameters is None else read_parameters(parameters))
+    options = options_of(Trace(path, parsers), Parameters() if parameters is None else read_parameters(parameters))
     found = {} if snapshots is None else {snapshot.number: snapshot for snapshot in read_snapshots(snapshots)}
-    trace = Trace(path)
+    trace = Trace(path, parsers)
     try:
         result = Comparison(LiveDriver(design, options.platform), options, found).run(trace)
     except OutOfOrder:
-        trace = Trace(path)
+        trace = Trace(path, parsers)
         result = Comparison(SteppedDriver(design, options.platform), options, found).run(trace)
     if not trace.account.whole:
         result.gaps.append("the trace could not be read whole, or has lost events")
