@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from interleaf.ftrace.reader import Trace
     from interleaf.ftrace.summary import Summary
 
-FITS, CONTRADICTED, INCOMPLETE = 0, 1, 3
-"""Exit codes, besides 2 for bad usage or input."""
+FITS, CONTRADICTED, UNUSABLE, INCOMPLETE = range(4)
+"""Exit codes; 2 also for bad usage or input."""
 
 EXIT_CODES = (
     "Exit codes: 0 each change fits what came before; 1 changes contradict each other; 2 bad usage, input or output; "
@@ -253,8 +253,14 @@ def record_to(folder: Path, seconds: float, megabytes: int, buffer_kb: int) -> i
         console.print(Text(f"this kernel does not tell: {text}", style="yellow"), soft_wrap=True)
     for text in result.leftovers:
         console.print(Text(f"could not be restored; do it by hand: {text}", style="bold red"), soft_wrap=True)
-    said = f"{result.size / 1e6:.1f} MB of text in {result.seconds:.1f} s ({result.ended})"
+    if result.failure:
+        console.print(Text(f"recording failed: {result.failure}", style="bold red"), soft_wrap=True)
+    if not result.size:
+        why = "" if result.failure else f": {result.ended}, and no VM ran until then"
+        console.print(Text(f"nothing was recorded{why}", style="yellow"), soft_wrap=True)
+        return UNUSABLE
+    said = f"{result.size / 1e6:.1f} MB of text in {result.seconds:.1f} s ({result.ended or 'failed'})"
     console_for(stderr=False).print(
         Text(f"{said}: interleaf trace summary {folder / 'trace.gz'} --formats {folder / 'formats'}"), soft_wrap=True
     )
-    return 2 if result.leftovers else FITS
+    return UNUSABLE if result.leftovers or result.failure else FITS

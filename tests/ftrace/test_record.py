@@ -167,18 +167,77 @@ def test_the_size_is_bounded(tmp_path: Path) -> None:
     text = b"x" * (recording.CHUNK * 40)
     result = run(make_host(tmp_path), make_tracefs(tmp_path, text), tmp_path / "out", megabytes=1, seconds=60.0)
     assert result.ended == "the size is reached"
-    assert result.size <= len(text)
+    assert result.size == 1 << 20
+    assert len(gzip.decompress((tmp_path / "out/trace.gz").read_bytes())) == result.size
 
 
-def test_the_host_is_restored_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracefs = make_tracefs(tmp_path)
+def test_a_full_disk_ends_the_recording_and_what_cannot_be_restored_is_told_then_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracefs = make_tracefs(tmp_path, text_of("6.12/runA/w09_mmio"))
+    instance = f"instances/interleaf-{os.getpid()}"
+    tracefs.refused.add(instance)
 
-    def fail(*_arguments: object) -> None:
-        raise OSError(28, "No space left on device")
+    class Full(gzip.GzipFile):
+        def write(self, data: object) -> int:
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(recording, "_copy", fail)
-    with pytest.raises(OSError, match="No space left"):
-        run(make_host(tmp_path), tracefs, tmp_path / "out")
+    monkeypatch.setattr(gzip, "open", Full)
+    result = run(make_host(tmp_path), tracefs, tmp_path / "out")
+    assert result.failure == f"{tmp_path / 'out/trace.gz'}: No space left on device"
+    assert result.leftovers == [f"rmdir {tracefs.root}/{instance}   # Device or resource busy"]
+    assert (tracefs.root / instance / "tracing_on").read_text() == "0\n"
+
+
+def test_what_the_kernel_refuses_is_told_with_its_file_and_nothing_is_left(tmp_path: Path) -> None:
+    class LittleMemory(FakeTracefs):
+        def write(self, path: str, text: str) -> None:
+            if path.endswith("buffer_size_kb"):
+                raise OSError(12, "Cannot allocate memory", str(self.root / path))
+            super().write(path, text)
+
+    made = make_tracefs(tmp_path)
+    result = run(make_host(tmp_path), LittleMemory(made.root, b"", set()), tmp_path / "out")
+    assert result.failure.endswith("buffer_size_kb: Cannot allocate memory")
+    assert list((made.root / "instances").iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_of_a_file_of_tracefs_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as error:
+        Tracefs(tmp_path).write("full", "1")
+    assert error.value.filename == str(tmp_path / "full")
+
+
+def test_ctrl_c_while_probes_are_set_removes_them(tmp_path: Path) -> None:
+    class Interrupted(FakeTracefs):
+        def append(self, path: str, text: str) -> None:
+            super().append(path, text)
+            if text.startswith("p:") and "/zap_all" in text:
+                raise KeyboardInterrupt
+
+    made = make_tracefs(tmp_path)
+    result = run(make_host(tmp_path), Interrupted(made.root, b"", KNOWN), tmp_path / "out")
+    assert (result.ended, result.size, result.leftovers) == ("interrupted", 0, [])
+    probes = (made.root / "kprobe_events").read_text().splitlines()
+    set_ones = {line[2:].split()[0] for line in probes if line.startswith("p:interleaf")}
+    assert set_ones == {line[2:] for line in probes if line.startswith("-:")}
+    assert len(set_ones) == 3
+    assert list((made.root / "instances").iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_ctrl_c_ends_what_is_still_read_and_restores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracefs = make_tracefs(tmp_path, text_of("6.12/runA/w09_mmio"))
+
+    def interrupt(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recording, "_chunk", interrupt)
+    result = record(make_host(tmp_path), tmp_path / "out", 60.0, 10, 64, lambda *_: None, lambda _root: tracefs)
+    assert (result.ended, result.leftovers) == ("interrupted", [])
+    assert gzip.decompress((tmp_path / "out/trace.gz").read_bytes()) == b""
     assert list((tracefs.root / "instances").iterdir()) == []
 
 
@@ -251,3 +310,4 @@ def test_a_host_on_which_nothing_may_be_written_is_refused(tmp_path: Path) -> No
     made = make_tracefs(tmp_path)
     with pytest.raises(Missing, match="needs root"):
         run(make_host(tmp_path), Unwritable(made.root, b"", set()), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -74,8 +74,6 @@ PROBES: tuple[tuple[str, tuple[Probe, ...]], ...] = (
 
 CHUNK = 1 << 16
 PAUSE_MS = 100
-DRAIN = 64 << 20
-"""Bytes of text that are still taken out of the buffers when recording ends."""
 
 
 @dataclass(slots=True)
@@ -88,6 +86,8 @@ class Recording:
     seconds: float = 0.0
     ended: str = ""
     """Why it ended."""
+    failure: str = ""
+    """What the kernel or the disk refused, so that it ended; what had been recorded is kept."""
     missing: list[str] = field(default_factory=list)
     """What this kernel could not tell."""
     leftovers: list[str] = field(default_factory=list)
@@ -133,8 +133,8 @@ def expect_kvm(host: Host) -> None:
         raise Missing(f"this machine is {host.machine}: the TDP MMU is KVM's on x86.")
     if not (host.root / "sys/module/kvm").is_dir():
         raise Missing("KVM is not loaded: load kvm_intel or kvm_amd.")
-    used = [name for module, name in (("kvm_intel", "ept"), ("kvm_amd", "npt")) if host.parameter(module, name) == "Y"]
-    if not used:
+    paging = host.parameter("kvm_intel", "ept"), host.parameter("kvm_amd", "npt")
+    if not {"Y", "1"}.intersection(paging):
         raise Missing(
             "KVM does not use two-dimensional paging here: kvm_intel.ept and kvm_amd.npt are off, or neither is loaded."
         )
@@ -154,12 +154,13 @@ def record(
     """Record into `folder`, which must be new or empty, for so long or until so much text; restores the host.
 
     `tell` is called now and then with the bytes and the seconds so far. KeyboardInterrupt ends the recording as the
-    time does. Raises Missing or OSError.
+    time does, and so does an error once it has begun. Raises Missing, or OSError if the folder cannot be made.
     """
     expect_kvm(host)
     tracefs = find(host.root)
     if not tracefs.exists("/".join(("events", *ESSENTIAL))):
         raise Missing("this kernel has no event kvmmmu/kvm_tdp_mmu_spte_changed: it is older than 5.12, or has no KVM.")
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise Missing(f"{folder} is not empty: give a new folder.")
@@ -174,8 +175,14 @@ def record(
             _describe(host, instance, folder)
             instance.set("tracing_on", "1")
             _copy(instance, result, seconds, megabytes << 20, tell)
+    except KeyboardInterrupt:
+        result.ended = "interrupted"
+    except OSError as error:
+        result.failure = f"{error.filename or folder / 'trace.gz'}: {error.strerror or error}"
     finally:
-        result.leftovers = instance.leftovers
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+    result.leftovers = instance.leftovers
     return result
 
 
@@ -221,7 +228,7 @@ def _copy(
                     if result.seconds >= seconds:
                         result.ended = "the time is over"
                         break
-                    if result.size >= limit:
+                    if result.size + CHUNK > limit:
                         result.ended = "the size is reached"
                         break
                     if text := _chunk(pipe):
@@ -231,10 +238,8 @@ def _copy(
             except KeyboardInterrupt:
                 result.ended = "interrupted"
             instance.set("tracing_on", "0")
-            left = DRAIN
-            while left > 0 and (text := _chunk(pipe)):
+            while result.size + CHUNK <= limit and (text := _chunk(pipe)):
                 result.size += file.write(text)
-                left -= len(text)
     finally:
         os.close(pipe)
 

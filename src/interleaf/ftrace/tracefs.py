@@ -68,6 +68,8 @@ class Tracefs:
         descriptor = os.open(self.root / path, flags)
         try:
             os.write(descriptor, f"{text}\n".encode())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.root / path)) from None
         finally:
             os.close(descriptor)
 
@@ -77,8 +79,10 @@ def find_tracefs(host: Path) -> Tracefs:
     for mount in MOUNTS:
         root = host / mount
         try:
-            if (root / "instances").is_dir():
-                return Tracefs(root)
+            (root / "instances").stat()
+            return Tracefs(root)
+        except FileNotFoundError:
+            continue
         except PermissionError:
             raise Missing(f"{root} may not be read: recording needs root.") from None
     raise Missing("there is no tracefs: mount it with `mount -t tracefs nodev /sys/kernel/tracing`.")
@@ -137,18 +141,19 @@ class Instance:
         switch = f"events/{system}/{event}/enable"
         if not self.tracefs.exists(f"{self.folder}/{switch}"):
             return False
+        self._enabled.append(switch)  # before it is, for Ctrl-C may come in between
         self.set(switch, "1")
-        self._enabled.append(switch)
         return True
 
     def probe(self, choices: Iterable[Probe]) -> Probe | None:
         """Set the first of the probes whose function this kernel has; None if it has none of them."""
         for probe in choices:
+            self.probes.append(probe)  # before it is set, for Ctrl-C may come in between
             try:
                 self.tracefs.append("kprobe_events", probe.definition(self.group))
             except OSError:
+                self.probes.pop()
                 continue  # no such function here, or it cannot be probed
-            self.probes.append(probe)
             return probe if self.enable(self.group, probe.name) else None
         return None
 
