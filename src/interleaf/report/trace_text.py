@@ -14,6 +14,8 @@ from .document import Json
 SPARKS = " ▁▂▃▄▅▆▇█"
 ASCII_SPARKS = " .:-=+*#%"
 SPARK_WIDTH = 60
+BESIDE_SPARKS = 30
+"""Columns for the other two of that table."""
 ROWS = 8
 """Rows of a table before the rest is left to --json."""
 
@@ -56,11 +58,12 @@ def verdict(document: Json) -> tuple[str, bool]:
 
 def print_summary(console: Console, document: Json) -> None:
     """Print the summary of a trace."""
-    for part in _parts(document, ascii_only=not console.encoding.lower().startswith("utf")):
+    sparks = max(8, min(SPARK_WIDTH, console.width - BESIDE_SPARKS))
+    for part in _parts(document, sparks, ascii_only=not console.encoding.lower().startswith("utf")):
         console.print(part, soft_wrap=isinstance(part, Text))
 
 
-def _parts(document: Json, ascii_only: bool) -> Iterator[RenderableType]:
+def _parts(document: Json, sparks: int, ascii_only: bool) -> Iterator[RenderableType]:
     clock = document["clock"]
     events = sum(document["events"].values())
     yield Text(document["file"], style="bold")
@@ -73,7 +76,7 @@ def _parts(document: Json, ascii_only: bool) -> Iterator[RenderableType]:
     for found in document["continuity"]["first_contradictions"][:ROWS]:
         yield Text(f"  line {found['line']}: {found['text']}", style="red")
     yield from _troubles(document)
-    yield from _timeline(document, ascii_only)
+    yield from _timeline(document, sparks, ascii_only)
     yield from _tables(document, clock)
 
 
@@ -86,21 +89,21 @@ def _troubles(document: Json) -> Iterator[RenderableType]:
             yield Text(f"  line {place['line']}: {place['text']}", style="yellow")
 
 
-def _timeline(document: Json, ascii_only: bool) -> Iterator[RenderableType]:
+def _timeline(document: Json, width: int, ascii_only: bool) -> Iterator[RenderableType]:
     timeline = document["timeline"]
     if not timeline["counts"] and not timeline["mapped"]:
         return
     table = _table("over time", "", "most in a bin")
     for name, values in timeline["counts"].items():
-        table.add_row(name, spark(_fewer(values, sum), ascii_only), f"{max(values):,}")
+        table.add_row(name, spark(_fewer(values, width, sum), ascii_only), f"{max(values):,}")
     for size, values in timeline["mapped"].items():
-        table.add_row(f"{size} mapped", spark(_fewer(values, max), ascii_only), f"{max(values):,}")
+        table.add_row(f"{size} mapped", spark(_fewer(values, width, max), ascii_only), f"{max(values):,}")
     yield table
 
 
-def _fewer(values: Sequence[int], merge: Callable[[Sequence[int]], int]) -> list[int]:
-    """At most SPARK_WIDTH values."""
-    step = max(1, -(-len(values) // SPARK_WIDTH))
+def _fewer(values: Sequence[int], width: int, merge: Callable[[Sequence[int]], int]) -> list[int]:
+    """At most `width` values."""
+    step = max(1, -(-len(values) // width))
     return [merge(values[at : at + step]) for at in range(0, len(values), step)]
 
 
