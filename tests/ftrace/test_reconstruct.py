@@ -94,6 +94,14 @@ def test_the_tables_can_be_asked_at_any_moment(tmp_path: Path) -> None:
     assert known.root(0x101) is None
 
 
+def test_a_table_that_is_told_of_again_when_it_is_linked_lost_no_race(tmp_path: Path) -> None:
+    made = "a-1 [000] ..... 1.000003: kvm_mmu_get_page: sp gen 0 gfn 0 l3 8-byte q0 direct wux nxe ad root 0 sync new\n"
+    entry = "a-1 [000] ..... 1.000004: kvm_entry: vcpu 0, rip 0x0\n"
+    assert synthetic(tmp_path, made, LINKS[0], made, entry).explained[Explained.LOST_RACE] == 0
+    assert synthetic(tmp_path, made, LINKS[0], entry, made, entry).explained[Explained.LOST_RACE] == 1
+    assert synthetic(tmp_path, made, entry).explained[Explained.LOST_RACE] == 1
+
+
 def test_a_change_from_what_was_not_there_is_a_contradiction(tmp_path: Path) -> None:
     known = synthetic(tmp_path, *LINKS, changed(5, 1, 0, 0x200E67), changed(5, 1, 0x300E67, 0x300E65))
     [found] = known.contradictions

@@ -81,6 +81,8 @@ class Reconstruction:
         """By task: tables that it has disconnected and is emptying now."""
         self._last: dict[int, Table] = {}
         self._allocated: dict[int, set[tuple[int, int]]] = {}
+        self._linked: dict[int, tuple[int, int]] = {}
+        """By task: level and first gfn of a table that it is to link; and of the one that it has linked last."""
         self._waiting: list[tuple[int, Wanted]] = []
         self._number = 0
 
@@ -199,6 +201,7 @@ class Reconstruction:
                 level - 1, table.as_id, table.gfn(index), event.time, pfn_of(new), table, huge=huge, sure=True
             )
             self.tables.add(child)
+            self._linked[event.task.pid] = level - 1, child.base
             self._allocated.get(event.task.pid, set()).discard((level - 1, child.base))
 
     def _explain(self, table: Table, index: int, old: int) -> None:
@@ -352,6 +355,7 @@ class Reconstruction:
             if event.name == "kvm_mmu_get_page" and record.created:
                 self._note_page(event, record)
         elif isinstance(record, KvmEntry | KvmPageFault):
+            self._linked.pop(event.task.pid, None)
             if unlinked := self._allocated.get(event.task.pid):
                 self.explained[Explained.LOST_RACE] += len(unlinked)
                 unlinked.clear()
@@ -373,7 +377,9 @@ class Reconstruction:
             self.tables.add(root)
             self._created.append((pid, root))
             return
-        self._allocated.setdefault(pid, set()).add((level, record.gfn & -(1 << level * 9)))
+        place = level, record.gfn & -(1 << level * 9)
+        if self._linked.pop(pid, None) != place:  # up to v5.16 a table is told of again as soon as it is linked
+            self._allocated.setdefault(pid, set()).add(place)
 
     def _note_load(self, event: Event, record: Kprobe, state: TaskState) -> None:
         """A vCPU loads a root: now it is known where that root is."""
