@@ -21,8 +21,8 @@ FITS, CONTRADICTED, UNUSABLE, INCOMPLETE = range(4)
 
 EXIT_CODES = (
     "Exit codes: 0 each change fits what came before; 1 changes contradict each other; 2 bad usage, input or output; "
-    "3 incomplete: events are lost, lines could not be read, the file is cut off, or Ctrl-C. Of several, the one named "
-    "first of 2, 1, 3 counts."
+    "3 incomplete: events are lost, lines could not be read, the file is cut off, no change could be checked, or "
+    "Ctrl-C. Of several, the one named first of 2, 1, 3 counts."
 )
 
 EVERY = 50_000
@@ -106,7 +106,8 @@ def summarise(path: Path, html: Path | None, json: Path | None, formats: Path | 
         print_summary(console_for(stderr=False), entry)
     if found.known.contradicted:
         return CONTRADICTED
-    return FITS if whole and trace.account.whole else INCOMPLETE
+    checked = found.known.changes > 0 and not found.known.foreign
+    return FITS if whole and trace.account.whole and checked else INCOMPLETE
 
 
 def _read(trace: Trace, found: Summary, console: Console) -> bool:

@@ -145,13 +145,30 @@ def test_what_a_trace_says_cannot_upset_the_page(tmp_path: Path, capsys: pytest.
 
 
 def test_the_exit_code_tells_what_the_answer_is_worth(tmp_path: Path) -> None:
-    text = "a-1 [000] ..... 1.000001: kvm_mmu_zap_all_fast: kvm-mmu-valid-gen 0 used_pages 0\n"
-    for extra, code in (("", 0), ("CPU:0 [LOST 3 EVENTS]\n", 3), ("a-1 [000] ..... 2.000001: sched_switch: x\n", 0)):
+    text = gzip.decompress(trace_of("6.12/runA/w09_mmio").read_bytes()).decode()
+    for extra, code in (("", 0), ("CPU:0 [LOST 3 EVENTS]\n", 3), ("a-1 [000] ..... 99999.0: sched_switch: x\n", 0)):
         (tmp_path / "trace").write_text(text + extra)
         assert summarise(tmp_path / "trace", None, None, None, False) == code
     (tmp_path / "trace").write_text((trace_of("6.12/runA/w09_mmio").parent / "uname.txt").read_text())
     with pytest.raises(Refused, match="no event"):
         summarise(tmp_path / "trace", None, None, None, False)
+
+
+def test_what_was_not_checked_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "trace").write_text("a-1 [000] ..... 1.0: kvm_mmu_zap_all_fast: kvm-mmu-valid-gen 0 used_pages 0\n")
+    assert summarise(tmp_path / "trace", None, None, None, False) == 3
+    assert "there is no kvm_tdp_mmu_spte_changed in it" in capsys.readouterr().out
+
+
+def test_entries_of_5_12_are_not_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = "a-1 [000] ..... 1.0: kvm_mmu_get_page: sp gen 0 gfn 0 l4 8-byte q0 direct wux nxe ad root 0 sync new\n"
+    change = "a-1 [000] ..... 1.1: kvm_tdp_mmu_spte_changed: as id 0 gfn 0 level {} old_spte 0 new_spte {}\n"
+    old = [change.format(4, "100001107"), change.format(3, "100002107"), change.format(1, "123456f77")]
+    (tmp_path / "trace").write_text("".join((root, *old)))
+    assert summarise(tmp_path / "trace", tmp_path / "a.html", None, None, False) == 3
+    assert "3 changes are of entries as 5.12 and older kernels write them" in capsys.readouterr().out
+    (tmp_path / "trace").write_text("".join((root, old[0], change.format(3, "100002907"))))  # one bit is wrong
+    assert summarise(tmp_path / "trace", None, None, None, False) == 1
 
 
 def test_contradictions_are_shown_and_end_in_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

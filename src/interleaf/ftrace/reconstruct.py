@@ -42,6 +42,7 @@ from .spte import (
     Layout,
     change,
     layout_of,
+    links_as_5_12,
     pfn_of,
     points_to_table,
 )
@@ -75,6 +76,8 @@ class Reconstruction:
         self.root_level = 4
         self.unseen = False
         """May there be tables that the trace does not tell of?"""
+        self.foreign = 0
+        """Changes of entries that 5.12 or an older kernel wrote: they are not understood, and not put anywhere."""
         self._began = False
         self._created: list[tuple[int, Table]] = []
         self._removals: dict[int, list[Table]] = {}
@@ -127,9 +130,12 @@ class Reconstruction:
             if not self._began:
                 self._began = True
                 self.unseen = not self.tables.roots
+            if links_as_5_12(new, level) if not self.foreign else not points_to_table(new, level):
+                self.foreign += 1
+                return ()
             done = self._apply(Wanted(event, as_id, gfn, level, old, new, doing), state)
         elif isinstance(record, FastPageFault):
-            if not record.fixed:
+            if not record.fixed or self.foreign:
                 return ()
             state = self.tasks.of(event.task.pid)
             gfn = record.cr2_or_gpa >> 12
@@ -357,7 +363,8 @@ class Reconstruction:
         elif isinstance(record, KvmEntry | KvmPageFault):
             self._linked.pop(event.task.pid, None)
             if unlinked := self._allocated.get(event.task.pid):
-                self.explained[Explained.LOST_RACE] += len(unlinked)
+                if not self.foreign:
+                    self.explained[Explained.LOST_RACE] += len(unlinked)
                 unlinked.clear()
         elif isinstance(record, KvmMmuZapAllFast):
             for root in self.tables.roots:

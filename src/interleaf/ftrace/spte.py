@@ -42,6 +42,11 @@ def points_to_table(spte: int, level: int) -> bool:
     return bool(spte & PRESENT) and level > 1 and not spte & LARGE
 
 
+def links_as_5_12(spte: int, level: int) -> bool:
+    """Does this point to a table, as 5.12 and older kernels wrote it: without the bit that marks present entries?"""
+    return level > 1 and spte & 7 == 7 and not spte & (PRESENT | LARGE) and pfn_of(spte) != 0
+
+
 def pfn_of(spte: int) -> int:
     """The frame that a present entry points to."""
     return (spte & PFN_MASK) >> PFN_SHIFT

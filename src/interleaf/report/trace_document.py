@@ -38,6 +38,7 @@ def summary_document(path: Path, summary: Summary) -> Json:
         "troubles": _troubles(account),
         "continuity": {
             "changes": known.changes,
+            "not_understood": known.foreign,
             "contradictions": known.contradicted,
             "first_contradictions": [{"line": c.event.line, "text": c.text} for c in known.contradictions[:20]],
             "explained": {str(reason): count for reason, count in known.explained.most_common()},

@@ -44,6 +44,12 @@ def verdict(document: Json) -> tuple[str, bool]:
             "something is missing from the trace, or this is a bug of KVM's or of this program's"
         )
         return text, False
+    if continuity["not_understood"]:
+        text = (
+            f"{continuity['not_understood']:,} changes are of entries as 5.12 and older kernels write them, which are "
+            "not understood: only faults and notifiers can be told"
+        )
+        return text, False
     if not continuity["changes"]:
         return "there is no kvm_tdp_mmu_spte_changed in it: only faults and notifiers can be told", False
     text = f"each of {continuity['changes']:,} changes fits what came before"
