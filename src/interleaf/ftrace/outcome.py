@@ -88,6 +88,8 @@ def text_of(event: records.Event) -> str:
         return record.text
     if isinstance(record, records.Unknown):
         return record.text.decode("utf-8", "replace")
+    if isinstance(record, records.Kprobe):
+        return f"({record.symbol}) {record.arguments.decode('utf-8', 'replace')}"
     pairs = zip(getattr(record, "_fields", ()), record, strict=False)
     return " ".join(f"{name} {_value(value)}" for name, value in pairs)
 
