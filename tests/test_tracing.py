@@ -16,7 +16,7 @@ import pytest
 
 from interleaf.arguments import Refused
 from interleaf.ftrace import compare
-from interleaf.tracing import compare_with
+from interleaf.tracing import compare_with, summarise
 from tests.ftrace.carried import trace_of
 from tests.test_cli import COMMAND
 
@@ -94,6 +94,26 @@ def test_a_kernel_that_prints_events_in_another_way_is_compared_by_its_formats(t
     assert compare_with(tmp_path / "a.trace", "v6.12", None, None, None) != 0
     with pytest.raises(Refused, match="there is no folder"):
         compare_with(TRACE, "v6.12", None, None, None, tmp_path / "none")
+
+
+def test_a_file_may_have_a_name_in_another_encoding(tmp_path: Path) -> None:
+    trace = tmp_path / os.fsdecode(b"n\xe4me.trace.gz")
+    trace.write_bytes(TRACE.read_bytes())
+    for output, run in (("a.json", compare_json), ("b.json", summary_json), ("b.html", summary_page)):
+        assert run(trace, tmp_path / output) == 0
+        assert "n?me.trace.gz" in (tmp_path / output).read_text(encoding="utf-8")
+
+
+def compare_json(trace: Path, output: Path) -> int:
+    return compare_with(trace, "v6.12", None, None, output)
+
+
+def summary_json(trace: Path, output: Path) -> int:
+    return summarise(trace, None, output, None, False)
+
+
+def summary_page(trace: Path, output: Path) -> int:
+    return summarise(trace, output, None, None, False)
 
 
 def test_the_result_of_a_comparison_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

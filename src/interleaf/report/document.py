@@ -131,17 +131,18 @@ def to_text(document: Json) -> str:
 def write(path: Path, text: str) -> None:
     """Write a file as a whole or not at all. Raises OSError.
 
-    What is no regular file (a device, a pipe) is written to as it is.
+    What is no regular file (a device, a pipe) is written to as it is. What UTF-8 does not have, such as a file's name
+    in another encoding, is a "?".
     """
     if path.exists() and not path.is_file():
-        with path.open("w", encoding="utf-8") as file:
+        with path.open("w", encoding="utf-8", errors="replace") as file:
             file.write(text)
         return
     path = path.resolve()
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
