@@ -45,6 +45,8 @@ def test_a_summary_that_is_ended_shows_what_was_read(number: int, tmp_path: Path
         file.write(gzip.decompress(trace_of("6.12/runA/w08_stress_dummy").read_bytes())[: 1 << 20])
         # more than the pipe holds, so most of it has been read by now
         process.send_signal(number)
+        if number != signal.SIGINT:
+            process.send_signal(number)  # as timeout(1) does
         output, errors = process.communicate(timeout=120)
     assert process.returncode == 3
     assert "stopped after line" in errors

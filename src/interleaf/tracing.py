@@ -6,7 +6,8 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -32,12 +33,13 @@ EVERY = 50_000
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
     """SIGTERM, and SIGHUP when the terminal goes away, are KeyboardInterrupt as Ctrl-C is; ignored ones stay so."""
-    numbers = [
-        number
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) not in (signal.SIG_IGN, signal.default_int_handler)
-    ]
-    former = [signal.signal(number, signal.default_int_handler) for number in numbers]
+
+    def end(number: int, _frame: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # timeout(1) sends it twice, and what was found is still to be shown
+        raise KeyboardInterrupt
+
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    former = [signal.signal(number, end) for number in numbers]
     try:
         yield
     finally:
@@ -64,6 +66,7 @@ def summary(
     raise typer.Exit(summarise(file, html, json, formats, strict))
 
 
+@_ended_by_signals()
 def summarise(path: Path, html: Path | None, json: Path | None, formats: Path | None, strict: bool) -> int:
     """Read a trace, show and write its summary; returns the exit code. Raises Refused."""
     from interleaf.arguments import Refused
@@ -115,7 +118,7 @@ def _read(trace: Trace, found: Summary, console: Console) -> bool:
     from rich.text import Text
 
     try:
-        with _ended_by_signals(), console.status("reading") as status:
+        with console.status("reading") as status:
             for number, event in enumerate(trace):
                 found.feed(event)
                 if console.is_terminal and number % EVERY == 0:
@@ -154,6 +157,7 @@ def compare(
     raise typer.Exit(compare_with(file, design, snapshots, params, json, formats))
 
 
+@_ended_by_signals()
 def compare_with(
     path: Path,
     design: str,
@@ -192,8 +196,7 @@ def compare_with(
         raise Refused(f"{path} is no regular file, and this reads a trace more than once: write it into a file first.")
     try:
         parsers = None if formats is None else parsers_for(read_formats(formats))
-        with _ended_by_signals():
-            result = compare_trace(path, load(design), snapshots, params, parsers)
+        result = compare_trace(path, load(design), snapshots, params, parsers)
     except (Unreadable, ModelError) as error:
         raise Refused(str(error)) from error
     except KeyboardInterrupt:
@@ -227,6 +230,7 @@ def record(
     raise typer.Exit(record_to(folder, seconds, megabytes, buffer_kb))
 
 
+@_ended_by_signals()
 def record_to(folder: Path, seconds: float, megabytes: int, buffer_kb: int) -> int:
     """Record into a folder, and say how that went; returns the exit code. Raises Refused."""
     from rich.text import Text
@@ -239,7 +243,7 @@ def record_to(folder: Path, seconds: float, megabytes: int, buffer_kb: int) -> i
 
     console = console_for(stderr=True)
     try:
-        with _ended_by_signals(), console.status("recording") as status:  # the host is restored then, too
+        with console.status("recording") as status:
 
             def tell(size: int, elapsed: float) -> None:
                 if console.is_terminal:
