@@ -53,6 +53,14 @@ def test_a_wrong_file_is_told(tmp_path: Path, text: str, message: str) -> None:
         read_parameters(path)
 
 
+def test_a_file_that_cannot_be_read_is_told_in_words(tmp_path: Path) -> None:
+    with pytest.raises(Unreadable, match=r"none: the module parameters cannot be read: No such file or directory\.$"):
+        read_parameters(tmp_path / "none")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(Unreadable, match="not text in UTF-8"):
+        read_parameters(tmp_path / "binary")
+
+
 def test_the_kernel_is_read(tmp_path: Path) -> None:
     for path in sorted({trace.with_name("uname.txt") for trace in TRACES}):
         assert (read_release(path) or "").startswith(path.parts[-3] + ".")

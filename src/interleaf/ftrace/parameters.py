@@ -36,9 +36,11 @@ class Parameters:
 def read_parameters(path: Path) -> Parameters:
     """The parameters in a file. Raises Unreadable."""
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Unreadable(f"{path}: the module parameters cannot be read: {error}.") from error
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise Unreadable(f"{path}: the module parameters cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError:
+        raise Unreadable(f"{path}: the module parameters cannot be read: it is not text in UTF-8.") from None
     found: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         match = _LINE.fullmatch(line.strip())
