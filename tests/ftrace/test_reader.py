@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,18 @@ def test_a_damaged_gzip_file_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     whole[len(whole) // 2] ^= 0xFF
     _, trace = read(tmp_path, bytes(whole))
     assert not trace.account.whole
+
+
+def test_what_comes_through_a_pipe_is_read_as_it_comes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    descriptor = os.open(tmp_path / "pipe", os.O_RDWR)  # so that it has no end
+    try:
+        events = iter(Trace(tmp_path / "pipe"))
+        for _ in range(3):
+            os.write(descriptor, LINE.encode())
+            assert next(events).record == KvmTdpMmuSpteChanged(0, 1, 1, 0, 0x291EE67)
+    finally:
+        os.close(descriptor)
 
 
 def test_gzip_files_that_were_put_together_are_one(tmp_path: Path) -> None:

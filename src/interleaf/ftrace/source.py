@@ -8,8 +8,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 BLOCK = 1 << 18
 """Bytes that are read at once."""
@@ -30,6 +30,8 @@ MAGIC = {
     b"\x7fELF": "a program",
 }
 """How files begin that are mistaken for a trace, and what they are."""
+
+LONGEST_MAGIC = max(map(len, MAGIC))
 
 
 class Unreadable(Exception):
@@ -56,8 +58,10 @@ class Source:
         except OSError as error:
             raise Unreadable(f"{self.path} cannot be read: {error.strerror or error}.") from None
 
-    def _bytes(self, file: BinaryIO) -> Iterator[bytes]:
-        first = file.read(BLOCK)
+    def _bytes(self, file: BufferedReader) -> Iterator[bytes]:
+        first = b""
+        while len(first) < LONGEST_MAGIC and (block := file.read1(BLOCK)):
+            first += block
         if not first:
             raise Unreadable(f"{self.path} is empty.")
         for magic, what in MAGIC.items():
@@ -65,12 +69,12 @@ class Source:
                 raise Unreadable(f"{self.path} is no text: it is {what}.")
         if not first.startswith(b"\x1f\x8b"):
             yield first
-            while block := file.read(BLOCK):
+            while block := file.read1(BLOCK):  # a pipe's lines as they come: Ctrl-C must not lose those before it
                 yield block
             return
         yield from self._decompressed(file, first)
 
-    def _decompressed(self, file: BinaryIO, block: bytes) -> Iterator[bytes]:
+    def _decompressed(self, file: BufferedReader, block: bytes) -> Iterator[bytes]:
         """The contents of a gzip file of one or several members."""
         stream = zlib.decompressobj(wbits=31)
         while True:
@@ -83,13 +87,13 @@ class Source:
                         block = stream.unused_data.lstrip(b"\0")  # padding
                         stream = zlib.decompressobj(wbits=31)
                         if not block:
-                            block = file.read(BLOCK).lstrip(b"\0")
+                            block = file.read1(BLOCK).lstrip(b"\0")
                             if not block:
                                 return
             except zlib.error as error:
                 self.cut = f"its compression is damaged ({error})"
                 return
-            block = file.read(BLOCK)
+            block = file.read1(BLOCK)
             if not block:
                 if text := stream.flush():
                     yield text
