@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from .allocations import Allocations
 from .changes import Applied, Contradiction, Explained, Wanted
 from .fitting import fits, misfit, unlikely
 from .records import (
@@ -34,18 +35,7 @@ from .records import (
     Lost,
     Unknown,
 )
-from .spte import (
-    FROZEN,
-    LARGE,
-    NON_PRESENT,
-    PRESENT,
-    Layout,
-    change,
-    layout_of,
-    links_as_5_12,
-    pfn_of,
-    points_to_table,
-)
+from .spte import FROZEN, LARGE, NON_PRESENT, PRESENT, Layout, change, layout_of, links_as_5_12, pfn_of, points_to_table
 from .tables import PageTables, Table, index_of, place
 from .tasks import Doing, Tasks, TaskState
 
@@ -83,9 +73,7 @@ class Reconstruction:
         self._removals: dict[int, list[Table]] = {}
         """By task: tables that it has disconnected and is emptying now."""
         self._last: dict[int, Table] = {}
-        self._allocated: dict[int, set[tuple[int, int]]] = {}
-        self._linked: dict[int, tuple[int, int]] = {}
-        """By task: level and first gfn of a table that it is to link; and of the one that it has linked last."""
+        self._allocations = Allocations()
         self._waiting: list[tuple[int, Wanted]] = []
         self._number = 0
 
@@ -207,8 +195,7 @@ class Reconstruction:
                 level - 1, table.as_id, table.gfn(index), event.time, pfn_of(new), table, huge=huge, sure=True
             )
             self.tables.add(child)
-            self._linked[event.task.pid] = level - 1, child.base
-            self._allocated.get(event.task.pid, set()).discard((level - 1, child.base))
+            self._allocations.linked(event.task.pid, level - 1, child.base)
 
     def _explain(self, table: Table, index: int, old: int) -> None:
         """Count why the entry may be `old`, if the trace did not say so."""
@@ -361,11 +348,9 @@ class Reconstruction:
             if event.name == "kvm_mmu_get_page" and record.created:
                 self._note_page(event, record)
         elif isinstance(record, KvmEntry | KvmPageFault):
-            self._linked.pop(event.task.pid, None)
-            if unlinked := self._allocated.get(event.task.pid):
-                if not self.foreign:
-                    self.explained[Explained.LOST_RACE] += len(unlinked)
-                unlinked.clear()
+            lost = self._allocations.ended(event.task.pid)
+            if lost and not self.foreign:
+                self.explained[Explained.LOST_RACE] += lost
         elif isinstance(record, KvmMmuZapAllFast):
             for root in self.tables.roots:
                 root.invalid = True
@@ -384,9 +369,7 @@ class Reconstruction:
             self.tables.add(root)
             self._created.append((pid, root))
             return
-        place = level, record.gfn & -(1 << level * 9)
-        if self._linked.pop(pid, None) != place:  # up to v5.16 a table is told of again as soon as it is linked
-            self._allocated.setdefault(pid, set()).add(place)
+        self._allocations.told(pid, record)
 
     def _note_load(self, event: Event, record: Kprobe, state: TaskState) -> None:
         """A vCPU loads a root: now it is known where that root is."""
