@@ -16,6 +16,9 @@ AIM_STATE = 150
 AIM_FIXED = 150_000_000
 """The aims: bytes a visited state, beyond so many bytes."""
 
+LARGE = (6, 8)
+"""Size of a search beside whose states all else is small."""
+
 STEADY = ("locks", "5", "8")
 PER_SECOND = 10
 
@@ -23,7 +26,7 @@ PER_SECOND = 10
 def run(scale: Scale) -> list[Record]:
     """Measure both engines."""
     records = []
-    for tasks, rounds in scale.sizes:
+    for tasks, rounds in (*scale.sizes, LARGE) if scale.full else scale.sizes:
         job = Job(("locks", str(tasks), str(rounds)))
         record = median(scale.repeats, functools.partial(measured, job), by="peak")
         records.append(record | {"part": "states", "program": f"lock benchmark, {tasks}x{rounds}"})
