@@ -107,7 +107,7 @@ def test_many_programs_have_deadlocks_and_violations() -> None:
             fitting += outcome.exhaustive
     assert deadlocking >= number / 10, "too few deadlocks for the comparison to mean much"
     assert violating >= number / 3
-    assert fitting == number
+    assert fitting >= 0.99 * number, "too many are too large for brute force"
 
 
 def test_livelocks_are_found_where_brute_force_finds_a_fair_loop() -> None:

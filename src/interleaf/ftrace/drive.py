@@ -24,7 +24,7 @@ from interleaf.runtime.cells import Cell
 from interleaf.runtime.objects import intern_object, singleton
 
 from .host import Host, follow_host
-from .programs import Command, Machine, Mailbox, boot, start_thread
+from .programs import WAITING, Command, Machine, Mailbox, boot, start_thread
 
 THREADS = 64
 """Threads that a machine starts with."""
@@ -283,6 +283,14 @@ class Driver(ABC):
     def idle(self, thread: Thread) -> bool:
         """Has the thread done what it was told?"""
         return self.memory.peek(Mailbox.command.cell(thread.mailbox)) is None
+
+    def begun(self, thread: Thread) -> bool:
+        """Has the thread begun to do what it was told?"""
+        return self.site(thread) != WAITING
+
+    def call_off(self, thread: Thread) -> None:
+        """The thread, which has not begun, need not do what it was told."""
+        self.memory.set(Mailbox.command.cell(thread.mailbox), None)
 
     def reaction(self, thread: Thread) -> Reaction:
         """What the thread has done, which is now looked at."""

@@ -233,12 +233,16 @@ class Flows:
 
     def end_notifiers(self) -> None:
         """Notifiers come to their end that change nothing any more. Nothing else tells of it where their threads do not
-        act again; and none is left when their VM is gone."""
+        act again; and none is left when their VM is gone. One that nobody had to wait for was over long ago, and must
+        not meet what was mapped since."""
         for flow in self.known.values():
             command = self._driver.command(flow.thread)
             if command is not None and command[0] in NOTIFIERS and not flow.thread.reactions:
-                self._driver.foresee(flow.thread)
-                self._driver.finish(flow.thread)
+                if self._driver.begun(flow.thread):
+                    self._driver.foresee(flow.thread)
+                    self._driver.finish(flow.thread)
+                else:
+                    self._driver.call_off(flow.thread)
 
     def settle_all(self, event: records.Event | None, doing: frozenset[str] | None = None) -> None:
         """All threads have come to the end of what they were doing, or those that are doing one of these commands."""

@@ -90,6 +90,10 @@ def thread(mailbox: Mailbox) -> None:
         _done(mailbox)
 
 
+WAITING = thread.__name__
+"""The function in which a thread waits for a command."""
+
+
 @routine
 def _perform(command: Command) -> None:
     COMMANDS[command[0]](*command[1:])
