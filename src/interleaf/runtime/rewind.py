@@ -17,7 +17,7 @@ from .carrier import CHOICE, Op
 from .cells import Cell
 from .findings import ModelError
 from .live import FOREVER, Live, LiveCarrier, LiveCell, LiveMemory, LiveWorld, give_way
-from .memory import ALIVE, BLOCK
+from .memory import BLOCK
 from .objects import Object
 from .operations import Task
 from .values import Value
@@ -126,15 +126,9 @@ class RewindMemory(LiveMemory):
     # What tasks call
 
     def read(self, cell: LiveCell) -> Value:
-        if not self.left:
-            give_way()
-        self.left -= 1
-        life = cell.owner.life
-        if life is not None and life.value != ALIVE:  # type: ignore[attr-defined]
-            self.use_after_free(cell, False)
+        value = super().read(cell)
         if self.accesses is not None:
             self._depends(cell, False)
-        value = cell.value
         self.log.append(value)
         return value
 
@@ -191,13 +185,10 @@ class RewindMemory(LiveMemory):
         return super().load_cell(cell, plain)
 
     def store_cell(self, cell: LiveCell, value: Value, plain: bool = False) -> None:  # type: ignore[override]
-        life = cell.owner.life
-        if life is not None and life.value != ALIVE:  # type: ignore[attr-defined]
-            self.use_after_free(cell, True)
         if self.accesses is not None:
             self._changes(cell, value)
         self._past.append((cell, cell.value))
-        cell.value = value
+        super().store_cell(cell, value, plain)
 
     def commute_cell(self, cell: LiveCell, value: Value) -> None:  # type: ignore[override]
         if self.accesses is not None:
