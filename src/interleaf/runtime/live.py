@@ -141,6 +141,8 @@ def _thin_out(owner: Object) -> None:
 class LiveMemory(Memory):
     """The values of a live run, and the reads, writes and operations that its tasks perform themselves."""
 
+    # All cells of its world are LiveCells, which the signatures of Memory cannot say: hence each ignored type error.
+
     world: LiveWorld
 
     def __init__(self, world: LiveWorld) -> None:

@@ -105,6 +105,8 @@ class RewindWorld(LiveWorld):
 class RewindMemory(LiveMemory):
     """The values of a live run that can go back."""
 
+    # As in LiveMemory, each ignored type error says that all cells are LiveCells.
+
     world: RewindWorld
 
     def __init__(self, world: RewindWorld) -> None:
@@ -321,7 +323,7 @@ class Rewind(Live):
 
     world: RewindWorld
     _memory: RewindMemory
-    _carriers: dict[int, RewindCarrier]  # type: ignore[assignment]
+    _carriers: dict[int, RewindCarrier]  # type: ignore[assignment]  # it makes no others
 
     def run(self, task: Task, operations: int = FOREVER) -> int:
         carrier = self._of(task)
